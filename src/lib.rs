@@ -13,24 +13,24 @@
 //! - [`api`], [`console`], [`agent`]: what the outside sees.
 //! - [`roles`]: puts the parts together.
 
-pub mod types;
-pub mod config;
-pub mod telemetry;
-pub mod runtime;
-pub mod tunnel;
+#[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "api")]
+pub mod api;
 #[cfg(feature = "_server")]
-pub mod store;
+pub mod auth;
+pub mod cli;
+pub mod config;
+#[cfg(feature = "console")]
+pub mod console;
+#[cfg(feature = "api")]
+pub mod forward;
+pub mod roles;
+pub mod runtime;
 #[cfg(feature = "_server")]
 pub mod session;
 #[cfg(feature = "_server")]
-pub mod auth;
-#[cfg(feature = "api")]
-pub mod forward;
-#[cfg(feature = "api")]
-pub mod api;
-#[cfg(feature = "console")]
-pub mod console;
-#[cfg(feature = "agent")]
-pub mod agent;
-pub mod roles;
-pub mod cli;
+pub mod store;
+pub mod telemetry;
+pub mod tunnel;
+pub mod types;

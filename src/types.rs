@@ -277,7 +277,13 @@ mod tests {
     fn foreign_and_damaged_ids_are_refused() {
         let tenant = TenantId::random();
         assert!(tenant.as_str().parse::<DeviceId>().is_err());
-        for text in ["", "dev_", "dev_ABC", "dev_aaaaaaaaaaaaaaaaaaaaaaaaa1", "dev_%61"] {
+        for text in [
+            "",
+            "dev_",
+            "dev_ABC",
+            "dev_aaaaaaaaaaaaaaaaaaaaaaaaa1",
+            "dev_%61",
+        ] {
             assert!(text.parse::<DeviceId>().is_err(), "{text:?}");
         }
     }
@@ -287,7 +293,10 @@ mod tests {
         let time = Timestamp::from_millis(1_700_000_000_123);
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.123Z");
         let json = serde_json::to_string(&time).expect("a timestamp serialises");
-        assert_eq!(serde_json::from_str::<Timestamp>(&json).expect("and back"), time);
+        assert_eq!(
+            serde_json::from_str::<Timestamp>(&json).expect("and back"),
+            time
+        );
     }
 
     #[test]
@@ -295,7 +304,10 @@ mod tests {
         let clock = Clock::manual(Timestamp::from_millis(5_000));
         clock.advance(Duration::from_secs(2));
         assert_eq!(clock.now().as_millis(), 7_000);
-        assert_eq!(clock.now().since(Timestamp::from_millis(9_000)), Duration::ZERO);
+        assert_eq!(
+            clock.now().since(Timestamp::from_millis(9_000)),
+            Duration::ZERO
+        );
     }
 
     #[test]
