@@ -5,6 +5,7 @@
 //! - [`types`]: ids, roles, time. Uses nothing else.
 //! - [`config`]: files, environment and flags become one checked [`config::Config`].
 //! - [`telemetry`], [`runtime`]: logs and metrics; tasks, signals, drain.
+//! - [`net`]: listening sockets, TLS, HTTP connections with limits.
 //! - [`tunnel`]: yamux over WebSocket, the same driver at both ends.
 //! - [`store`]: the only place with SQL.
 //! - [`session`]: a device's live tunnel behind the `Handle` seam.
@@ -25,6 +26,8 @@ pub mod config;
 pub mod console;
 #[cfg(feature = "api")]
 pub mod forward;
+#[cfg(feature = "_server")]
+pub mod net;
 pub mod roles;
 pub mod runtime;
 #[cfg(feature = "_server")]

@@ -66,7 +66,6 @@ impl FrameFollower {
 struct State {
     inbound: VecDeque<Bytes>,
     inbound_len: usize,
-    inbound_ended: bool,
     outbound: BytesMut,
     follower: FrameFollower,
 }
@@ -98,11 +97,6 @@ impl Wire {
     /// Whether so much waits for the crate that nothing more should be read.
     pub fn inbound_is_full(&self) -> bool {
         self.state().inbound_len >= INBOUND_LIMIT
-    }
-
-    /// Lets the crate see the end of the connection.
-    pub fn end_inbound(&self) {
-        self.state().inbound_ended = true;
     }
 
     /// Takes what the crate wants to send, if there is anything.
@@ -147,7 +141,7 @@ impl AsyncRead for MuxEnd {
             }
         }
         state.inbound_len -= copied;
-        if copied > 0 || state.inbound_ended || buf.is_empty() {
+        if copied > 0 || buf.is_empty() {
             return Poll::Ready(Ok(copied));
         }
         Poll::Pending

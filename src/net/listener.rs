@@ -1,0 +1,164 @@
+//! One listening socket, plain or TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::server::TlsStream;
+
+use super::tls::TlsFiles;
+
+/// Connections that the kernel keeps for us before they are accepted.
+const BACKLOG: i32 = 4096;
+/// How long a TLS handshake may take.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The address of the socket's other end (a proxy's, where there is one).
+    pub addr: SocketAddr,
+    /// Whether this process ended TLS.
+    pub tls: bool,
+}
+
+/// A bound socket.
+pub struct Listener {
+    socket: TcpListener,
+    addr: SocketAddr,
+    tls: Option<TlsFiles>,
+}
+
+impl Listener {
+    /// Binds; with `reuse_port` several processes may share the port.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn bind(addr: SocketAddr, reuse_port: bool, tls: Option<TlsFiles>) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = TcpListener::from_std(socket.into())?;
+        let addr = socket.local_addr()?;
+        Ok(Self { socket, addr, tls })
+    }
+
+    /// The bound address.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, addr) = self.socket.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((
+            stream,
+            Peer {
+                addr,
+                tls: self.tls.is_some(),
+            },
+        ))
+    }
+
+    pub(super) fn tls(&self) -> Option<TlsFiles> {
+        self.tls.clone()
+    }
+}
+
+/// An accepted connection.
+pub enum Connection {
+    /// Plain TCP.
+    Plain(TcpStream),
+    /// TLS over TCP.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection {
+    pub(super) async fn establish(stream: TcpStream, tls: Option<TlsFiles>) -> io::Result<Self> {
+        let Some(tls) = tls else {
+            return Ok(Self::Plain(stream));
+        };
+        let handshake = tls.acceptor().accept(stream);
+        let stream = tokio::time::timeout(TLS_TIMEOUT, handshake).await??;
+        Ok(Self::Tls(Box::new(stream)))
+    }
+
+    /// Makes the coming drop reset the connection, so that the other side does not take what it
+    /// has received for complete.
+    pub fn reset_on_drop(&self) {
+        let socket = match self {
+            Self::Plain(stream) => SockRef::from(stream),
+            Self::Tls(stream) => SockRef::from(stream.get_ref().0),
+        };
+        // A socket that is gone already needs no reset.
+        let _ = socket.set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
