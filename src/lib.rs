@@ -7,7 +7,8 @@
 //! - [`telemetry`], [`runtime`]: logs and metrics; tasks, signals, drain.
 //! - [`net`]: listening sockets, TLS, HTTP connections with limits.
 //! - [`tunnel`]: yamux over WebSocket, the same driver at both ends.
-//! - [`store`]: the only place with SQL.
+//! - [`keys`], [`device_token`]: what signs and seals, and the device's secret.
+//! - [`store`]: the only place with SQL; [`feed`] follows what other processes changed there.
 //! - [`session`]: a device's live tunnel behind the `Handle` seam.
 //! - [`auth`]: OpenID Connect, logins, cookies, access rules.
 //! - [`forward`]: a person's request into a device's stream and back.
@@ -24,8 +25,14 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "console")]
 pub mod console;
+#[cfg(feature = "_server")]
+pub mod device_token;
+#[cfg(feature = "_server")]
+pub mod feed;
 #[cfg(feature = "api")]
 pub mod forward;
+#[cfg(feature = "_server")]
+pub mod keys;
 #[cfg(feature = "_server")]
 pub mod net;
 pub mod roles;

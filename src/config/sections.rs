@@ -1,0 +1,536 @@
+//! The sections of the configuration and how each is read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::checks;
+use super::reader::Reader;
+use super::{Config, Flags};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// Shortest cookie key and internal secret, in bytes.
+const MIN_KEY_BYTES: usize = 32;
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConfigRole {
+    /// Everything in one process.
+    #[default]
+    All,
+    /// REST, sign-in, console and forwarding.
+    Api,
+    /// Tunnels from devices.
+    Proxy,
+}
+
+impl ConfigRole {
+    /// Whether the process serves the API.
+    pub fn has_api(self) -> bool {
+        self != Self::Proxy
+    }
+
+    /// Whether the process terminates tunnels.
+    pub fn has_tunnels(self) -> bool {
+        self != Self::Api
+    }
+}
+
+impl fmt::Display for ConfigRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Api => "api",
+            Self::Proxy => "proxy",
+        })
+    }
+}
+
+/// `[server]`.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where people reach the cloud; `None` with `--dev`: `http://localhost:<api port>`.
+    pub public_url: Option<Url>,
+    /// The API's listener.
+    pub api_listen: SocketAddr,
+    /// Networks whose `X-Forwarded-*` are believed.
+    pub trusted_proxies: Vec<String>,
+    /// How long open streams may go on at the end of the process.
+    pub drain_timeout: Duration,
+    /// Whether several processes may share the port.
+    pub reuse_port: bool,
+    /// The domain under which each device has its own host.
+    pub device_domain: Option<String>,
+}
+
+/// `[tunnel]`.
+#[derive(Debug, Clone)]
+pub struct TunnelConfig {
+    /// The tunnel listener.
+    pub listen: SocketAddr,
+    /// Where devices reach it; `None` with `--dev`: `ws://127.0.0.1:<tunnel port>`.
+    pub public_url: Option<Url>,
+    /// Time between two heartbeats.
+    pub heartbeat: Duration,
+    /// Sessions of this process at once.
+    pub max_sessions: usize,
+    /// Streams of one session at once.
+    pub max_streams_per_session: usize,
+    /// Largest WebSocket message, in bytes.
+    pub max_message_bytes: usize,
+    /// How far the windows of one session may grow together, in bytes.
+    pub window_budget_bytes: usize,
+}
+
+/// `[internal]`.
+#[derive(Debug, Clone)]
+pub struct InternalConfig {
+    /// The internal API's listener.
+    pub listen: Option<SocketAddr>,
+    /// Where the other processes reach it; `None`: the bound address.
+    pub advertise_url: Option<Url>,
+    /// The first signs, all verify; empty: a generated one in the data directory.
+    pub secret: Vec<SecretString>,
+}
+
+/// `[tls]`.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// PEM file with the certificate chain.
+    pub cert: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// `store.url`.
+#[derive(Debug, Clone)]
+pub enum StoreUrl {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server; the URL holds a password.
+    Postgres(SecretString),
+}
+
+/// `[oidc.service_client]`.
+#[derive(Debug, Clone)]
+pub struct ServiceClientConfig {
+    /// The back end's own client.
+    pub client_id: String,
+    /// Its secret.
+    pub client_secret: SecretString,
+    /// What it asks for.
+    pub scopes: Vec<String>,
+}
+
+/// `[oidc]`.
+#[derive(Debug, Clone)]
+pub struct OidcConfig {
+    /// The provider, exactly as it names itself.
+    pub issuer: String,
+    /// Our client there.
+    pub client_id: String,
+    /// Without it we are a public client.
+    pub client_secret: Option<SecretString>,
+    /// What is asked for.
+    pub scopes: Vec<String>,
+    /// More parameters of the authorization request.
+    pub authorize_params: BTreeMap<String, String>,
+    /// The claim that names a person's tenants.
+    pub tenant_claim: Option<String>,
+    /// Signature algorithms of ID tokens.
+    pub allowed_algs: Vec<String>,
+    /// Certificates to trust in the place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The back end's own client_credentials client.
+    pub service_client: Option<ServiceClientConfig>,
+    /// What access tokens of service clients must be meant for.
+    pub api_audience: Option<String>,
+}
+
+/// `[login]`.
+#[derive(Debug, Clone)]
+pub struct LoginConfig {
+    /// The first signs, all verify; empty: a generated one in the data directory.
+    pub cookie_key: Vec<SecretString>,
+    /// A login that is not used this long is over.
+    pub idle_timeout: Duration,
+    /// A login this old is over.
+    pub absolute_timeout: Duration,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone)]
+pub struct LimitsConfig {
+    /// Largest request head, in bytes.
+    pub request_head_bytes: usize,
+    /// Largest JSON body, in bytes.
+    pub json_body_bytes: usize,
+    /// How long a request head may take.
+    pub header_read_timeout: Duration,
+    /// Connections of a listener at once.
+    pub connections: usize,
+    /// Exchanges of pairing codes that one address may try in a minute.
+    pub pairing_attempts_per_minute: usize,
+    /// Exchanges of pairing codes that all may try in a minute.
+    pub pairing_attempts_global_per_minute: usize,
+    /// How long opening a stream to a device may take.
+    pub stream_open_timeout: Duration,
+    /// How long a device may take for its response head.
+    pub response_header_timeout: Duration,
+    /// How long a plain response may pause.
+    pub response_idle_timeout: Duration,
+    /// Kept-alive streams of one session.
+    pub idle_streams_per_session: usize,
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Default)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: LogFormat,
+    /// Which lines are written, as in `info` or `info,edgecloud::forward=debug`.
+    pub level: String,
+}
+
+/// Reads everything that the role uses.
+pub fn read_sections(reader: &mut Reader, flags: &Flags) -> Config {
+    let role = flags.role;
+    let data_dir = flags
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| "./edgecloud-data".into());
+    let server = read_server(reader, flags);
+    let tunnel = read_tunnel(reader, flags);
+    let store = read_store(reader, &data_dir);
+    let postgres = matches!(store, StoreUrl::Postgres(_));
+    let internal = read_internal(reader, role, postgres);
+    let tls = read_tls(reader);
+    let oidc = if role.has_api() {
+        read_oidc(reader, flags, &server)
+    } else {
+        None
+    };
+    let login = read_login(reader, role, postgres);
+    Config {
+        role,
+        dev: flags.dev,
+        data_dir,
+        ready_file: flags.ready_file.clone(),
+        server,
+        tunnel,
+        internal,
+        tls,
+        store,
+        oidc,
+        login,
+        limits: read_limits(reader),
+        log: read_log(reader),
+        metrics_listen: reader.optional("metrics.listen", "an address and a port"),
+        dev_issuer_listen: read_issuer_listen(reader, flags),
+        shown: String::new(),
+    }
+}
+
+fn read_server(reader: &mut Reader, flags: &Flags) -> ServerConfig {
+    let api = flags.role.has_api();
+    let public_url = match api {
+        true => checks::http_origin(reader, "server.public_url"),
+        false => None,
+    };
+    if api && !flags.dev && !reader.has("server.public_url") {
+        let message = "is missing: the address at which people reach the cloud, as in https://cloud.example.com (or start with --dev)";
+        reader.mistake("server.public_url", message);
+    }
+    let device_domain = match api {
+        true => checks::device_domain(reader, flags.dev, public_url.as_ref()),
+        false => None,
+    };
+    ServerConfig {
+        public_url,
+        api_listen: reader.addr("server.api_listen", "127.0.0.1:3721"),
+        trusted_proxies: checks::networks(reader, "server.trusted_proxies"),
+        drain_timeout: reader.duration("server.drain_timeout", 30 * SECOND, Duration::ZERO..=HOUR),
+        reuse_port: reader.value("server.reuse_port", false, "true or false"),
+        device_domain,
+    }
+}
+
+fn read_tunnel(reader: &mut Reader, flags: &Flags) -> TunnelConfig {
+    let public_url = match flags.role.has_tunnels() {
+        true => checks::websocket_origin(reader, "tunnel.public_url"),
+        false => None,
+    };
+    if flags.role.has_tunnels() && !flags.dev && !reader.has("tunnel.public_url") {
+        let message = "is missing: the address at which devices reach the tunnel listener, as in wss://tunnel.example.com";
+        reader.mistake("tunnel.public_url", message);
+    }
+    TunnelConfig {
+        listen: reader.addr("tunnel.listen", "127.0.0.1:3800"),
+        public_url,
+        heartbeat: reader.duration("tunnel.heartbeat", 15 * SECOND, SECOND..=5 * MINUTE),
+        max_sessions: reader.count("tunnel.max_sessions", 50_000, 1..=1_000_000),
+        max_streams_per_session: reader.count("tunnel.max_streams_per_session", 256, 1..=4096),
+        max_message_bytes: reader.count(
+            "tunnel.max_message_bytes",
+            2 << 20,
+            (64 << 10)..=(64 << 20),
+        ),
+        window_budget_bytes: reader.count("tunnel.window_budget_bytes", 16 << 20, 0..=(1 << 30)),
+    }
+}
+
+fn read_internal(reader: &mut Reader, role: ConfigRole, postgres: bool) -> InternalConfig {
+    let listen = match role {
+        ConfigRole::Api => None,
+        ConfigRole::Proxy => Some(reader.addr("internal.listen", "127.0.0.1:3801")),
+        ConfigRole::All => reader.optional(
+            "internal.listen",
+            "an address and a port, as in 127.0.0.1:3801",
+        ),
+    };
+    let secret = reader.secrets("internal.secret", MIN_KEY_BYTES);
+    let used = role != ConfigRole::All || listen.is_some();
+    if used && postgres && secret.is_empty() {
+        reader.mistake("internal.secret", checks::KEY_FOR_POSTGRES);
+    }
+    if listen.is_some_and(|addr| !addr.ip().is_loopback()) && secret.is_empty() {
+        let message = "is missing: an internal.listen that is not loopback needs a secret of at least 32 bytes";
+        reader.mistake("internal.secret", message);
+    }
+    let advertise_url = reader.optional(
+        "internal.advertise_url",
+        "a URL, as in http://10.0.0.5:3801",
+    );
+    if let Some(url) = &advertise_url
+        && !checks::is_plain_origin(url, &["http"])
+    {
+        reader.refuse(
+            "internal.advertise_url",
+            url,
+            "http, a host and a port, nothing more",
+        );
+    }
+    InternalConfig {
+        listen,
+        advertise_url,
+        secret,
+    }
+}
+
+fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {
+    let cert = reader
+        .optional::<String>("tls.cert", "a file")
+        .map(PathBuf::from);
+    let key = reader
+        .optional::<String>("tls.key", "a file")
+        .map(PathBuf::from);
+    match (cert, key) {
+        (Some(cert), Some(key)) => Some(TlsConfig { cert, key }),
+        (None, None) => None,
+        (Some(_), None) => {
+            reader.mistake("tls.key", "is missing: tls.cert and tls.key go together");
+            None
+        }
+        (None, Some(_)) => {
+            reader.mistake("tls.cert", "is missing: tls.cert and tls.key go together");
+            None
+        }
+    }
+}
+
+fn read_store(reader: &mut Reader, data_dir: &std::path::Path) -> StoreUrl {
+    let default = StoreUrl::Sqlite(data_dir.join("edgecloud.db"));
+    let Some(url) = reader.secret("store.url") else {
+        return default;
+    };
+    let text = url.expose_secret();
+    if let Some(path) = text.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
+        let data_dir = data_dir.to_string_lossy();
+        return StoreUrl::Sqlite(path.replace("DATA_DIR", &data_dir).into());
+    }
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        return StoreUrl::Postgres(url);
+    }
+    reader.refuse(
+        "store.url",
+        "",
+        "sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE",
+    );
+    default
+}
+
+fn read_oidc(reader: &mut Reader, flags: &Flags, server: &ServerConfig) -> Option<OidcConfig> {
+    let issuer = reader.optional::<String>("oidc.issuer", "a URL");
+    let client_id = reader.optional::<String>("oidc.client_id", "a text");
+    let client_secret = reader.secret("oidc.client_secret");
+    let oidc = OidcConfig {
+        issuer: issuer.clone().unwrap_or_default(),
+        client_id: client_id.clone().unwrap_or_default(),
+        client_secret,
+        scopes: reader.list("oidc.scopes", &["openid", "profile", "email"]),
+        authorize_params: reader.table("oidc.authorize_params"),
+        tenant_claim: reader.optional("oidc.tenant_claim", "the name of a claim"),
+        allowed_algs: checks::algorithms(reader),
+        ca_file: reader
+            .optional::<String>("oidc.ca_file", "a file")
+            .map(PathBuf::from),
+        service_client: read_service_client(reader),
+        api_audience: reader.optional("oidc.api.audience", "a text"),
+    };
+    if !oidc.scopes.iter().any(|scope| scope == "openid") {
+        reader.mistake("oidc.scopes", "must contain openid");
+    }
+    match (&issuer, &client_id) {
+        (None, None) if flags.dev => return None,
+        (None, _) => {
+            let origin = match &server.public_url {
+                Some(url) => url.origin().ascii_serialization(),
+                None => "<server.public_url>".to_owned(),
+            };
+            reader.mistake("oidc.issuer", format!(
+                "is missing: the URL of your OpenID Connect provider; register this redirect URI there: {origin}/api/auth/callback"
+            ));
+        }
+        (Some(_), None) => reader.mistake(
+            "oidc.client_id",
+            "is missing: our client's id at the provider",
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    if let Some(issuer) = &issuer
+        && !checks::is_issuer(issuer)
+    {
+        let allowed = "an https URL without query and fragment (http on loopback only)";
+        reader.refuse("oidc.issuer", issuer, allowed);
+    }
+    Some(oidc)
+}
+
+fn read_service_client(reader: &mut Reader) -> Option<ServiceClientConfig> {
+    let client_id = reader.optional::<String>("oidc.service_client.client_id", "a text");
+    let client_secret = reader.secret("oidc.service_client.client_secret");
+    let scopes = match reader.has("oidc.service_client.scopes") {
+        true => reader.list("oidc.service_client.scopes", &[]),
+        false => Vec::new(),
+    };
+    match (client_id, client_secret) {
+        (Some(client_id), Some(client_secret)) => Some(ServiceClientConfig {
+            client_id,
+            client_secret,
+            scopes,
+        }),
+        (None, None) => None,
+        _ => {
+            let message = "needs both client_id and client_secret";
+            reader.mistake("oidc.service_client", message);
+            None
+        }
+    }
+}
+
+fn read_login(reader: &mut Reader, role: ConfigRole, postgres: bool) -> LoginConfig {
+    let cookie_key = reader.secrets("login.cookie_key", MIN_KEY_BYTES);
+    if role.has_api() && postgres && cookie_key.is_empty() {
+        reader.mistake("login.cookie_key", checks::KEY_FOR_POSTGRES);
+    }
+    LoginConfig {
+        cookie_key,
+        idle_timeout: reader.duration("login.idle_timeout", 12 * HOUR, MINUTE..=90 * DAY),
+        absolute_timeout: reader.duration("login.absolute_timeout", 7 * DAY, MINUTE..=90 * DAY),
+    }
+}
+
+fn read_limits(reader: &mut Reader) -> LimitsConfig {
+    let minute = 60 * SECOND;
+    LimitsConfig {
+        request_head_bytes: reader.count(
+            "limits.request_head_bytes",
+            64 << 10,
+            (8 << 10)..=(1 << 20),
+        ),
+        json_body_bytes: reader.count("limits.json_body_bytes", 1 << 20, 1024..=(64 << 20)),
+        header_read_timeout: reader.duration(
+            "limits.header_read_timeout",
+            10 * SECOND,
+            SECOND..=HOUR,
+        ),
+        connections: reader.count("limits.connections", 20_000, 1..=1_000_000),
+        pairing_attempts_per_minute: reader.count(
+            "limits.pairing_attempts_per_minute",
+            10,
+            1..=10_000,
+        ),
+        pairing_attempts_global_per_minute: reader.count(
+            "limits.pairing_attempts_global_per_minute",
+            600,
+            1..=1_000_000,
+        ),
+        stream_open_timeout: reader.duration(
+            "limits.stream_open_timeout",
+            10 * SECOND,
+            SECOND..=minute,
+        ),
+        response_header_timeout: reader.duration(
+            "limits.response_header_timeout",
+            minute,
+            SECOND..=HOUR,
+        ),
+        response_idle_timeout: reader.duration(
+            "limits.response_idle_timeout",
+            5 * MINUTE,
+            SECOND..=DAY,
+        ),
+        idle_streams_per_session: reader.count("limits.idle_streams_per_session", 64, 0..=4096),
+    }
+}
+
+fn read_log(reader: &mut Reader) -> LogConfig {
+    let format = reader.value("log.format", "text".to_owned(), "text or json");
+    let format = match format.as_str() {
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
+        other => {
+            reader.refuse("log.format", other, "text or json");
+            LogFormat::Text
+        }
+    };
+    let level = reader.value("log.level", "info".to_owned(), "a level");
+    if tracing_subscriber::EnvFilter::builder()
+        .parse(&level)
+        .is_err()
+    {
+        let allowed = "off, error, warn, info, debug or trace, or more exactly as in info,edgecloud::forward=debug";
+        reader.refuse("log.level", &level, allowed);
+    }
+    LogConfig { format, level }
+}
+
+fn read_issuer_listen(reader: &mut Reader, flags: &Flags) -> SocketAddr {
+    let addr = reader.addr("dev.issuer_listen", "127.0.0.1:3790");
+    if flags.dev && !addr.ip().is_loopback() {
+        reader.refuse(
+            "dev.issuer_listen",
+            addr,
+            "a loopback address: the development issuer has no passwords",
+        );
+    }
+    addr
+}

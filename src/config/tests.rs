@@ -1,0 +1,274 @@
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+fn flags(role: ConfigRole, dev: bool) -> Flags {
+    Flags {
+        role,
+        dev,
+        ..Flags::default()
+    }
+}
+
+fn load(flags: &Flags, env: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+    Config::load(
+        flags,
+        env.iter()
+            .map(|(name, value)| (name.to_string(), value.to_string())),
+    )
+}
+
+fn mistakes(flags: &Flags, env: &[(&str, &str)]) -> String {
+    load(flags, env).expect_err("mistakes").to_string()
+}
+
+fn with_file(flags: Flags, text: &str) -> (Flags, tempfile::NamedTempFile) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("write");
+    (
+        Flags {
+            config: Some(file.path().to_owned()),
+            ..flags
+        },
+        file,
+    )
+}
+
+const DEV: Flags = Flags {
+    role: ConfigRole::All,
+    dev: true,
+    data_dir: None,
+    ready_file: None,
+    config: None,
+};
+
+#[test]
+fn development_needs_no_settings() {
+    let config = load(&DEV, &[]).expect("defaults");
+    assert_eq!(config.server.api_listen.to_string(), "127.0.0.1:3721");
+    assert_eq!(config.tunnel.listen.to_string(), "127.0.0.1:3800");
+    assert_eq!(config.server.device_domain.as_deref(), Some("localhost"));
+    assert_eq!(config.tunnel.heartbeat, Duration::from_secs(15));
+    assert!(config.internal.listen.is_none() && config.oidc.is_none());
+    let proxy = load(&flags(ConfigRole::Proxy, true), &[]).expect("defaults");
+    assert_eq!(
+        proxy
+            .internal
+            .listen
+            .map(|addr| addr.to_string())
+            .as_deref(),
+        Some("127.0.0.1:3801")
+    );
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_flags_over_both() {
+    let (flags, _file) = with_file(DEV, "[tunnel]\nheartbeat = \"20s\"\nmax_sessions = 7\n");
+    let config = load(&flags, &[("EDGECLOUD__TUNNEL__HEARTBEAT", "2s")]).expect("good");
+    assert_eq!(config.tunnel.heartbeat, Duration::from_secs(2));
+    assert_eq!(config.tunnel.max_sessions, 7);
+    let by_env = [("EDGECLOUD_CONFIG", "/does/not/exist")];
+    assert!(load(&flags, &by_env).is_ok(), "--config wins");
+    assert!(mistakes(&DEV, &by_env).contains("/does/not/exist: cannot be read"));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_with_key_value_and_what_is_allowed() {
+    let (flags, _file) = with_file(
+        DEV,
+        "[server]\napi_listen = \"everywhere\"\npublik_url = \"x\"\n[tunnel]\nheartbeat = \"1h\"\n[log]\nlevel = \"loud=louder=loudest\"\nformat = \"xml\"\n",
+    );
+    let told = mistakes(
+        &flags,
+        &[
+            ("EDGECLOUD__TUNNEL__MAX_SESSIONS", "-1"),
+            ("EDGECLOUD__NOPE", "1"),
+        ],
+    );
+    let expected = [
+        "EDGECLOUD__NOPE: there is no such setting",
+        "server.publik_url: there is no such setting; did you mean server.public_url?",
+        "server.api_listen: \"everywhere\" is not allowed: an address and a port",
+        "tunnel.heartbeat: \"1h\" is not allowed: a duration from 1s to 5m",
+        "tunnel.max_sessions: \"-1\" is not allowed: a whole number from 1 to 1000000",
+        "log.level: \"loud=louder=loudest\" is not allowed",
+        "log.format: \"xml\" is not allowed: text or json",
+    ];
+    for line in expected {
+        assert!(told.contains(line), "{line:?} is missing in\n{told}");
+    }
+    assert_eq!(told.lines().count(), expected.len(), "{told}");
+}
+
+#[test]
+fn a_file_that_is_not_toml_says_where() {
+    let (flags, _file) = with_file(DEV, "[server\n");
+    let told = mistakes(&flags, &[]);
+    assert!(
+        told.contains("is not TOML") && told.contains("line 1"),
+        "{told}"
+    );
+}
+
+#[test]
+fn secrets_come_from_files_and_are_shown_nowhere() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "canary-canary-canary-canary-canary\n").expect("write");
+    let path = file.path().to_string_lossy().into_owned();
+    let config = load(&DEV, &[("EDGECLOUD__LOGIN__COOKIE_KEY_FILE", &path)]).expect("good");
+    assert_eq!(
+        config.login.cookie_key[0].expose_secret(),
+        "canary-canary-canary-canary-canary"
+    );
+    assert!(config.show().contains("cookie_key = \"***\""));
+    assert!(!config.show().contains("canary") && !format!("{config:?}").contains("canary"));
+    let both = [
+        ("EDGECLOUD__LOGIN__COOKIE_KEY_FILE", path.as_str()),
+        ("EDGECLOUD__LOGIN__COOKIE_KEY", "canary"),
+    ];
+    let told = mistakes(&DEV, &both);
+    assert!(
+        told.contains("only one of them") && told.contains("at least 32 bytes"),
+        "{told}"
+    );
+    assert!(!told.contains("canary"), "{told}");
+}
+
+#[test]
+fn production_says_what_is_missing_and_which_redirect_uri_to_register() {
+    let env = [("EDGECLOUD__SERVER__PUBLIC_URL", "https://cloud.example.com")];
+    let told = mistakes(&flags(ConfigRole::Api, false), &env);
+    assert!(told.contains("oidc.issuer: is missing"), "{told}");
+    assert!(
+        told.contains("https://cloud.example.com/api/auth/callback"),
+        "{told}"
+    );
+    let told = mistakes(&flags(ConfigRole::All, false), &[]);
+    assert!(told.contains("server.public_url: is missing"), "{told}");
+    assert!(told.contains("tunnel.public_url: is missing"), "{told}");
+}
+
+#[test]
+fn plain_http_is_for_loopback_only() {
+    let told = mistakes(
+        &DEV,
+        &[("EDGECLOUD__SERVER__PUBLIC_URL", "http://cloud.example.com")],
+    );
+    assert!(told.contains("http on loopback only"), "{told}");
+    for good in [
+        "http://localhost:80",
+        "http://127.0.0.1:1",
+        "http://[::1]:1",
+    ] {
+        assert!(
+            load(&DEV, &[("EDGECLOUD__SERVER__PUBLIC_URL", good)]).is_ok(),
+            "{good}"
+        );
+    }
+    let path = mistakes(
+        &DEV,
+        &[("EDGECLOUD__SERVER__PUBLIC_URL", "https://x.example/path")],
+    );
+    assert!(path.contains("without a path"), "{path}");
+}
+
+#[test]
+fn devices_live_on_another_site() {
+    let production = flags(ConfigRole::Api, false);
+    let base = [
+        ("EDGECLOUD__SERVER__PUBLIC_URL", "https://cloud.example.com"),
+        ("EDGECLOUD__OIDC__ISSUER", "https://id.example.com"),
+        ("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud"),
+    ];
+    let with = |domain: &'static str| {
+        let mut env = base.to_vec();
+        env.push(("EDGECLOUD__SERVER__DEVICE_DOMAIN", domain));
+        env
+    };
+    assert!(
+        load(&production, &base)
+            .expect("good")
+            .server
+            .device_domain
+            .is_none()
+    );
+    assert!(load(&production, &with("devices.example.net")).is_ok());
+    for same in [
+        "cloud.example.com",
+        "devices.cloud.example.com",
+        "example.com",
+        "d.example.com",
+    ] {
+        assert!(
+            mistakes(&production, &with(same)).contains("shares a site"),
+            "{same}"
+        );
+    }
+    let mut accepted = with("devices.example.com");
+    accepted.push(("EDGECLOUD__SERVER__DEVICE_DOMAIN_SAME_SITE", "true"));
+    assert!(load(&production, &accepted).is_ok());
+}
+
+#[test]
+fn postgres_needs_configured_keys() {
+    let mut env = vec![("EDGECLOUD__STORE__URL", "postgres://u:canary@db/x")];
+    let told = mistakes(&flags(ConfigRole::Api, true), &env);
+    assert!(told.contains("login.cookie_key: is missing"), "{told}");
+    assert!(
+        told.contains("internal.secret: is missing") && !told.contains("canary"),
+        "{told}"
+    );
+    let key = "k".repeat(32);
+    env.push(("EDGECLOUD__LOGIN__COOKIE_KEY", &key));
+    env.push(("EDGECLOUD__INTERNAL__SECRET", &key));
+    let config = load(&flags(ConfigRole::Api, true), &env).expect("good");
+    assert!(matches!(config.store, StoreUrl::Postgres(_)));
+}
+
+#[test]
+fn a_role_checks_only_what_it_uses_but_no_role_takes_unknown_keys() {
+    let proxy = flags(ConfigRole::Proxy, true);
+    assert!(load(&proxy, &[("EDGECLOUD__OIDC__ALLOWED_ALGS", "none")]).is_ok());
+    assert!(mistakes(&DEV, &[("EDGECLOUD__OIDC__ALLOWED_ALGS", "none")]).contains("none"));
+    assert!(mistakes(&proxy, &[("EDGECLOUD__OIDC__ISUER", "x")]).contains("oidc.issuer?"));
+}
+
+#[test]
+fn the_development_issuer_stays_on_loopback() {
+    let told = mistakes(&DEV, &[("EDGECLOUD__DEV__ISSUER_LISTEN", "0.0.0.0:3790")]);
+    assert!(told.contains("loopback"), "{told}");
+}
+
+#[test]
+fn lists_and_tables_come_from_variables_too() {
+    let env = [
+        ("EDGECLOUD__OIDC__ISSUER", "https://id.example.com"),
+        ("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud"),
+        ("EDGECLOUD__OIDC__SCOPES", "openid, offline_access"),
+        (
+            "EDGECLOUD__OIDC__AUTHORIZE_PARAMS",
+            "{ prompt = \"login\" }",
+        ),
+        ("EDGECLOUD__SERVER__TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.1"),
+    ];
+    let oidc = load(&DEV, &env).expect("good").oidc.expect("configured");
+    assert_eq!(oidc.scopes, ["openid", "offline_access"]);
+    assert_eq!(oidc.authorize_params["prompt"], "login");
+    assert!(
+        mistakes(
+            &DEV,
+            &[("EDGECLOUD__SERVER__TRUSTED_PROXIES", "10.0.0.0/40")]
+        )
+        .contains("/40")
+    );
+}
+
+#[test]
+fn what_is_shown_can_be_read_back() {
+    let config = load(&DEV, &[]).expect("good");
+    let (flags, _file) = with_file(DEV, config.show());
+    let again = load(&flags, &[]).expect("what is shown is a valid file");
+    assert_eq!(again.show(), config.show());
+}

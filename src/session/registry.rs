@@ -1,0 +1,128 @@
+//! The sessions of this process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::BoxFuture;
+
+use super::{Handle, LocalHandle, SessionError, Sessions};
+use crate::types::{DeviceId, TenantId};
+
+#[derive(Default)]
+struct Table {
+    /// The newest session of each device.
+    current: HashMap<DeviceId, LocalHandle>,
+    /// Older sessions whose streams still run.
+    superseded: Vec<LocalHandle>,
+}
+
+/// All sessions of this process; at most one per device gets new streams. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Registry(Arc<Mutex<Table>>);
+
+/// Takes its session out of the registry when dropped; touches no newer session of the device.
+pub struct Registered {
+    registry: Registry,
+    session: LocalHandle,
+}
+
+/// What happened to a session that was put into the registry.
+pub enum Insertion {
+    /// It is the newest; the one it replaces, if any, drains from now on.
+    Newest(Option<LocalHandle>),
+    /// A newer session of the device is there already.
+    Outdated,
+}
+
+impl Registry {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a session. The guard keeps it in.
+    pub fn insert(&self, session: LocalHandle) -> (Insertion, Registered) {
+        let mut table = self.table();
+        let device = session.parts().device.clone();
+        let guard = Registered {
+            registry: self.clone(),
+            session: session.clone(),
+        };
+        let newest = table
+            .current
+            .get(&device)
+            .is_none_or(|current| current.parts().epoch < session.parts().epoch);
+        if !newest {
+            session.drain();
+            table.superseded.push(session);
+            return (Insertion::Outdated, guard);
+        }
+        let replaced = table.current.insert(device, session);
+        if let Some(replaced) = &replaced {
+            replaced.drain();
+            table.superseded.push(replaced.clone());
+        }
+        (Insertion::Newest(replaced), guard)
+    }
+
+    /// The session of a device that gets new streams.
+    pub fn find(&self, device: &DeviceId) -> Option<LocalHandle> {
+        self.table().current.get(device).cloned()
+    }
+
+    /// Every session, superseded ones too.
+    pub fn all(&self) -> Vec<LocalHandle> {
+        let table = self.table();
+        table
+            .current
+            .values()
+            .chain(&table.superseded)
+            .cloned()
+            .collect()
+    }
+
+    /// Number of sessions, superseded ones too.
+    pub fn len(&self) -> usize {
+        let table = self.table();
+        table.current.len() + table.superseded.len()
+    }
+
+    /// Whether there is no session.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let parts = self.session.parts();
+        let same = |other: &LocalHandle| other.parts().epoch == parts.epoch;
+        let mut table = self.registry.table();
+        if table.current.get(&parts.device).is_some_and(same) {
+            table.current.remove(&parts.device);
+        }
+        table
+            .superseded
+            .retain(|other| other.parts().device != parts.device || !same(other));
+    }
+}
+
+/// [`Sessions`] of this process alone.
+#[derive(Clone)]
+pub struct LocalSessions(pub Registry);
+
+impl Sessions for LocalSessions {
+    fn find(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> BoxFuture<'_, Result<Option<Arc<dyn Handle>>, SessionError>> {
+        let found = self
+            .0
+            .find(device)
+            .filter(|session| session.parts().tenant == *tenant && !session.is_closed())
+            .map(|session| Arc::new(session) as Arc<dyn Handle>);
+        Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn forget(&self, _device: &DeviceId) {}
+}

@@ -1,0 +1,143 @@
+//! People, their memberships and their signed-in browsers.
+
+use serde::Serialize;
+
+use super::{Store, StoreError, on_engine};
+use crate::types::{LoginId, Role, TenantId, Timestamp, UserId};
+
+/// Most live logins of one person; a further one ends the oldest.
+pub const MAX_LOGINS_PER_USER: u32 = 50;
+
+/// A person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// The id.
+    pub id: UserId,
+    /// For display only; never identifies anybody.
+    pub email: Option<String>,
+    /// For display only.
+    pub name: Option<String>,
+}
+
+/// A person's place in a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Membership {
+    /// The tenant.
+    pub id: TenantId,
+    /// The tenant's name.
+    pub name: String,
+    /// What the person may do there.
+    pub role: Role,
+}
+
+/// A signed-in browser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoginRecord {
+    /// The login's public name.
+    pub id: LoginId,
+    /// Who signed in.
+    pub user: User,
+    /// The tenant that requests without `Edgecloud-Tenant` are about.
+    pub active_tenant: TenantId,
+    /// All tenants of the person, at least one, in order of joining.
+    pub memberships: Vec<Membership>,
+    /// When the login ends if it is not used.
+    pub idle_expires_at: Timestamp,
+    /// When the login ends in any case.
+    pub expires_at: Timestamp,
+}
+
+/// A login to be made from what the provider said.
+#[derive(Debug, Clone)]
+pub struct NewLogin {
+    /// The login's public name.
+    pub id: LoginId,
+    /// SHA-256 of the secret id that the cookie holds.
+    pub secret_hash: [u8; 32],
+    /// The provider.
+    pub issuer: String,
+    /// The person there.
+    pub subject: String,
+    /// For display.
+    pub email: Option<String>,
+    /// For display.
+    pub name: Option<String>,
+    /// The provider's name of its own session.
+    pub sid: Option<String>,
+    /// Tenants and roles by a claim; `None` where tenants are kept here.
+    pub tenants: Option<Vec<(String, Role)>>,
+    /// When the login ends if it is not used.
+    pub idle_expires_at: Timestamp,
+    /// When the login ends in any case.
+    pub expires_at: Timestamp,
+}
+
+impl Store {
+    /// Signs somebody in, in one transaction: finds or makes the person by (`iss`, `sub`) and the
+    /// tenants, and makes the login.
+    ///
+    /// # Errors
+    /// `Conflict` when a claim rules the tenants and names none.
+    pub async fn sign_in(&self, login: NewLogin, now: Timestamp) -> Result<UserId, StoreError> {
+        on_engine!(self, write, logins::sign_in(&login, now))
+    }
+
+    /// The live login with this secret.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn find_login(
+        &self,
+        secret_hash: [u8; 32],
+        now: Timestamp,
+    ) -> Result<Option<LoginRecord>, StoreError> {
+        on_engine!(self, read, logins::find_by_secret(&secret_hash, now))
+    }
+
+    /// The live login with this public name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn find_login_by_id(
+        &self,
+        id: &LoginId,
+        now: Timestamp,
+    ) -> Result<Option<LoginRecord>, StoreError> {
+        let id = id.clone();
+        on_engine!(self, read, logins::find_by_id(&id, now))
+    }
+
+    /// Notes that a login is in use.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn touch_login(
+        &self,
+        id: &LoginId,
+        idle_expires_at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let id = id.clone();
+        on_engine!(self, write, logins::touch(&id, idle_expires_at))
+    }
+
+    /// Ends a login on every process; tells whether there was one.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn end_login(&self, id: &LoginId, now: Timestamp) -> Result<bool, StoreError> {
+        let id = id.clone();
+        on_engine!(self, write, logins::end(&id, now))
+    }
+
+    /// Uses up the state of a sign-in; false when it was used before, here or elsewhere.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn use_state(
+        &self,
+        state_hash: [u8; 32],
+        expires_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        on_engine!(self, write, logins::use_state(&state_hash, expires_at))
+    }
+}

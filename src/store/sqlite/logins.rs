@@ -1,0 +1,279 @@
+//! Users, tenants, members and logins.
+
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+
+use super::{changes, parsed, time};
+use crate::store::logins::MAX_LOGINS_PER_USER;
+use crate::store::{ChangeKind, LoginRecord, Membership, NewLogin, StoreError, User};
+use crate::types::{LoginId, Role, TenantId, Timestamp, UserId};
+
+/// Signs somebody in.
+pub fn sign_in(
+    connection: &Connection,
+    login: &NewLogin,
+    now: Timestamp,
+) -> Result<UserId, StoreError> {
+    let user = upsert_user(connection, login, now)?;
+    match &login.tenants {
+        Some(tenants) => sync_claimed_tenants(connection, &user, &login.issuer, tenants, now)?,
+        None => ensure_personal_tenant(connection, &user, login, now)?,
+    }
+    let active: Option<String> = connection
+        .query_row(
+            "SELECT m.tenant_id FROM members m JOIN users u ON u.id = m.user_id
+             JOIN tenants t ON t.id = m.tenant_id
+             WHERE m.user_id = ?1 ORDER BY m.tenant_id = u.last_tenant DESC, t.created_at, t.id
+             LIMIT 1",
+            [user.as_str()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let Some(active) = active else {
+        return Err(StoreError::Conflict("no_tenant"));
+    };
+    connection.execute(
+        "INSERT INTO logins (id, secret_hash, user_id, active_tenant, sid, created_at,
+             idle_expires_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            login.id.as_str(),
+            &login.secret_hash[..],
+            user.as_str(),
+            active,
+            login.sid,
+            now.as_millis(),
+            login.idle_expires_at.as_millis(),
+            login.expires_at.as_millis()
+        ],
+    )?;
+    end_surplus_logins(connection, &user, now)?;
+    Ok(user)
+}
+
+fn upsert_user(
+    connection: &Connection,
+    login: &NewLogin,
+    now: Timestamp,
+) -> Result<UserId, StoreError> {
+    let sql = "INSERT INTO users (id, issuer, subject, email, name, created_at)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+               ON CONFLICT (issuer, subject) DO UPDATE SET email = excluded.email, name = excluded.name
+               RETURNING id";
+    let id = UserId::random();
+    let values = params![
+        id.as_str(),
+        login.issuer,
+        login.subject,
+        login.email,
+        login.name,
+        now.as_millis()
+    ];
+    Ok(connection.query_row(sql, values, |row| parsed(row, "id"))?)
+}
+
+fn ensure_personal_tenant(
+    connection: &Connection,
+    user: &UserId,
+    login: &NewLogin,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let member: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM members WHERE user_id = ?1)",
+        [user.as_str()],
+        |row| row.get(0),
+    )?;
+    if member {
+        return Ok(());
+    }
+    let owner = login
+        .name
+        .as_deref()
+        .or(login.email.as_deref())
+        .unwrap_or(&login.subject);
+    let tenant = TenantId::random();
+    connection.execute(
+        "INSERT INTO tenants (id, name, created_at) VALUES (?1, ?2, ?3)",
+        params![
+            tenant.as_str(),
+            format!("{owner}'s devices"),
+            now.as_millis()
+        ],
+    )?;
+    add_member(connection, &tenant, user, Role::Owner, "personal")
+}
+
+fn add_member(
+    connection: &Connection,
+    tenant: &TenantId,
+    user: &UserId,
+    role: Role,
+    source: &str,
+) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO members (tenant_id, user_id, role, source) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (user_id, tenant_id) DO UPDATE SET role = excluded.role, source = excluded.source",
+        params![tenant.as_str(), user.as_str(), role.as_str(), source],
+    )?;
+    Ok(())
+}
+
+/// Makes a person's memberships exactly those that the claim names.
+fn sync_claimed_tenants(
+    connection: &Connection,
+    user: &UserId,
+    issuer: &str,
+    tenants: &[(String, Role)],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    connection.execute(
+        "DELETE FROM members WHERE user_id = ?1 AND source = 'claim'",
+        [user.as_str()],
+    )?;
+    for (name, role) in tenants {
+        let tenant: TenantId = connection.query_row(
+            "INSERT INTO tenants (id, name, external_key, created_at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (external_key) DO UPDATE SET name = name RETURNING id",
+            params![
+                TenantId::random().as_str(),
+                name,
+                format!("{issuer}\n{name}"),
+                now.as_millis()
+            ],
+            |row| parsed(row, "id"),
+        )?;
+        add_member(connection, &tenant, user, *role, "claim")?;
+    }
+    Ok(())
+}
+
+fn end_surplus_logins(
+    connection: &Connection,
+    user: &UserId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM logins WHERE user_id = ?1 ORDER BY created_at DESC, id LIMIT -1 OFFSET ?2",
+    )?;
+    let surplus = statement.query_map(params![user.as_str(), MAX_LOGINS_PER_USER], |row| {
+        parsed::<LoginId>(row, "id")
+    })?;
+    for id in surplus.collect::<Result<Vec<_>, _>>()? {
+        end(connection, &id, now)?;
+    }
+    Ok(())
+}
+
+/// The live login with a secret.
+pub fn find_by_secret(
+    connection: &Connection,
+    secret_hash: &[u8; 32],
+    now: Timestamp,
+) -> Result<Option<LoginRecord>, StoreError> {
+    find(connection, "l.secret_hash = ?1", &&secret_hash[..], now)
+}
+
+/// The live login with a public name.
+pub fn find_by_id(
+    connection: &Connection,
+    id: &LoginId,
+    now: Timestamp,
+) -> Result<Option<LoginRecord>, StoreError> {
+    find(connection, "l.id = ?1", &id.as_str(), now)
+}
+
+/// One row per membership; the login's columns are the same in each.
+fn find(
+    connection: &Connection,
+    condition: &str,
+    value: &dyn ToSql,
+    now: Timestamp,
+) -> Result<Option<LoginRecord>, StoreError> {
+    let sql = format!(
+        "SELECT l.id, l.user_id, l.active_tenant, l.idle_expires_at, l.expires_at, u.email,
+             u.name AS user_name, t.id AS tenant_id, t.name AS tenant_name, m.role
+         FROM logins l JOIN users u ON u.id = l.user_id JOIN members m ON m.user_id = u.id
+         JOIN tenants t ON t.id = m.tenant_id
+         WHERE {condition} AND l.idle_expires_at > ?2 AND l.expires_at > ?2
+         ORDER BY t.created_at, t.id"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![value, now.as_millis()])?;
+    let mut record: Option<LoginRecord> = None;
+    while let Some(row) = rows.next()? {
+        let membership = membership(row)?;
+        match &mut record {
+            Some(record) => record.memberships.push(membership),
+            None => record = Some(login_record(row, membership)?),
+        }
+    }
+    if let Some(record) = &mut record
+        && !record
+            .memberships
+            .iter()
+            .any(|of| of.id == record.active_tenant)
+    {
+        record.active_tenant = record.memberships[0].id.clone();
+    }
+    Ok(record)
+}
+
+fn membership(row: &Row<'_>) -> rusqlite::Result<Membership> {
+    Ok(Membership {
+        id: parsed(row, "tenant_id")?,
+        name: row.get("tenant_name")?,
+        role: parsed(row, "role")?,
+    })
+}
+
+fn login_record(row: &Row<'_>, membership: Membership) -> rusqlite::Result<LoginRecord> {
+    Ok(LoginRecord {
+        id: parsed(row, "id")?,
+        user: User {
+            id: parsed(row, "user_id")?,
+            email: row.get("email")?,
+            name: row.get("user_name")?,
+        },
+        active_tenant: parsed(row, "active_tenant")?,
+        memberships: vec![membership],
+        idle_expires_at: time(row, "idle_expires_at")?,
+        expires_at: time(row, "expires_at")?,
+    })
+}
+
+/// Moves the idle limit.
+pub fn touch(
+    connection: &Connection,
+    id: &LoginId,
+    idle_expires_at: Timestamp,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "UPDATE logins SET idle_expires_at = max(idle_expires_at, ?2) WHERE id = ?1",
+        )?
+        .execute(params![id.as_str(), idle_expires_at.as_millis()])?;
+    Ok(())
+}
+
+/// Ends a login.
+pub fn end(connection: &Connection, id: &LoginId, now: Timestamp) -> Result<bool, StoreError> {
+    let ended = connection
+        .prepare_cached("DELETE FROM logins WHERE id = ?1")?
+        .execute([id.as_str()])?;
+    if ended == 1 {
+        changes::append(connection, ChangeKind::LoginEnded, id.as_str(), None, now)?;
+    }
+    Ok(ended == 1)
+}
+
+/// Uses a state up.
+pub fn use_state(
+    connection: &Connection,
+    state_hash: &[u8; 32],
+    expires_at: Timestamp,
+) -> Result<bool, StoreError> {
+    let inserted = connection
+        .prepare_cached(
+            "INSERT INTO used_states (state_hash, expires_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![&state_hash[..], expires_at.as_millis()])?;
+    Ok(inserted == 1)
+}

@@ -1,0 +1,99 @@
+//! Health, copies and cleaning.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+
+use crate::store::StoreError;
+use crate::types::Timestamp;
+
+const CODES_KEPT: Duration = Duration::from_secs(24 * 3600);
+const CHANGES_KEPT: Duration = Duration::from_secs(600);
+/// Rows of a table that are removed at once; the rest waits for the next time.
+const BATCH: i64 = 5_000;
+/// Pages copied at once by a backup.
+const BACKUP_PAGES: i32 = 1_000;
+
+/// Whether the database can be read.
+pub fn ping(connection: &Connection) -> Result<(), StoreError> {
+    connection.query_row("SELECT count(*) FROM nodes", [], |_| Ok(()))?;
+    Ok(())
+}
+
+/// SQLite's online backup.
+pub fn backup(connection: &Connection, to: &Path) -> Result<(), StoreError> {
+    let unusable = |detail: String| StoreError::Unusable {
+        path: to.display().to_string(),
+        detail,
+    };
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(|error| unusable(error.to_string()))?;
+    let mut copy = Connection::open(to)?;
+    rusqlite::backup::Backup::new(connection, &mut copy)?
+        .run_to_completion(BACKUP_PAGES, Duration::ZERO, None)
+        .map_err(|error| unusable(error.to_string()))
+}
+
+/// SQLite's own checks.
+pub fn check(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut statement = connection.prepare("PRAGMA integrity_check")?;
+    let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let mut found: Vec<String> = lines.collect::<Result<_, _>>()?;
+    found.retain(|line| line != "ok");
+    let mut statement = connection.prepare("PRAGMA foreign_key_check")?;
+    let dangling = statement.query_map([], |row| row.get::<_, String>(0))?;
+    for table in dangling {
+        found.push(format!(
+            "a row of {} refers to a row that does not exist",
+            table?
+        ));
+    }
+    Ok(found)
+}
+
+/// Removes what has expired.
+pub fn delete_expired(connection: &Connection, now: Timestamp) -> Result<(), StoreError> {
+    let now = now.as_millis();
+    let before = |kept: Duration| now - i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
+    let expired = |sql: &str, time: i64| -> Result<(), StoreError> {
+        connection
+            .prepare_cached(sql)?
+            .execute(params![time, BATCH])?;
+        Ok(())
+    };
+    expired(
+        "DELETE FROM used_states WHERE state_hash IN
+         (SELECT state_hash FROM used_states WHERE expires_at <= ?1 LIMIT ?2)",
+        now,
+    )?;
+    expired(
+        "DELETE FROM tickets WHERE hash IN
+         (SELECT hash FROM tickets WHERE expires_at <= ?1 LIMIT ?2)",
+        now,
+    )?;
+    expired(
+        "DELETE FROM logins WHERE id IN
+         (SELECT id FROM logins WHERE expires_at <= ?1 OR idle_expires_at <= ?1 LIMIT ?2)",
+        now,
+    )?;
+    expired(
+        "DELETE FROM device_tokens WHERE hash IN
+         (SELECT hash FROM device_tokens WHERE expires_at <= ?1 LIMIT ?2)",
+        now,
+    )?;
+    expired(
+        "DELETE FROM pairing_codes WHERE id IN
+         (SELECT id FROM pairing_codes WHERE expires_at <= ?1 LIMIT ?2)",
+        before(CODES_KEPT),
+    )?;
+    expired(
+        "DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE at <= ?1 LIMIT ?2)",
+        before(CHANGES_KEPT),
+    )
+}
