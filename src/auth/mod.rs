@@ -1,1 +1,15 @@
-//! To be written.
+//! Who is asking: sign-in with OpenID Connect, logins, cookies, and what each may do.
+//!
+//! This module decides and remembers; the routes that use it are in `api`. It knows nothing of
+//! devices' tunnels.
+
+#[cfg(feature = "api")]
+pub mod http;
+#[cfg(feature = "dev-issuer")]
+pub mod issuer;
+#[cfg(feature = "api")]
+pub mod oidc;
+#[cfg(feature = "api")]
+pub mod pending;
+#[cfg(feature = "api")]
+pub mod return_to;
