@@ -229,7 +229,8 @@ function statusDetail(device) {
 function factsOf(device) {
   const parts = [];
   const session = device.session;
-  if (session?.agent_version) parts.push(`agent ${session.agent_version}`);
+  const agent = session?.agent_version;
+  if (agent) parts.push(agent.includes('/') ? agent : `agent ${agent}`);
   if (session?.connected_at) parts.push(`connected ${ago(Date.parse(session.connected_at), serverNow())}`);
   if (session?.remote_addr) parts.push(`from ${session.remote_addr}`);
   if (device.created_at) parts.push(`paired ${new Date(device.created_at).toLocaleDateString()}`);

@@ -23,13 +23,15 @@ function showCode(code, changed) {
   let open = true;
 
   const { dialog, close } = openDialog('Pair a device', body, () => {
-    if (open && !body.querySelector('.leave')) body.append(leaveQuestion());
-    return !open;
+    // The second time somebody closes the dialog, they have seen the question.
+    if (!open || body.querySelector('.leave')) return true;
+    body.append(leaveQuestion());
+    return false;
   });
   dialog.addEventListener('close', () => over.abort());
 
   const left = el('span', { role: 'timer' });
-  const command = `edgecloud agent --cloud ${location.origin} --pair ${code.code} --origin ${ORIGIN}`;
+  const command = ['edgecloud agent', `--cloud ${location.origin}`, `--pair ${code.code}`, `--origin ${ORIGIN}`];
   body.append(
     el('p', {}, 'Run this on the box. Put the address of the box’s own web server in place of the last one if it differs.'),
     el('output', { class: 'code', 'data-testid': 'pairing-code', 'aria-label': 'Pairing code' }, code.code),
@@ -103,8 +105,11 @@ function showCode(code, changed) {
   setTimeout(poll, POLL_MS);
 }
 
-function commandLine(command) {
-  const text = el('code', { 'data-testid': 'pairing-command', tabindex: '0', 'aria-label': 'Command to run on the device' }, command);
+/** The command in one line that breaks between its parts only. */
+function commandLine(parts) {
+  const command = parts.join(' ');
+  const text = el('code', { 'data-testid': 'pairing-command', tabindex: '0', 'aria-label': 'Command to run on the device' },
+    parts.flatMap((part, index) => [index > 0 ? ' ' : null, el('span', {}, part)]));
   return el('div', { class: 'command' }, text, button('Copy', async (event) => {
     const pressed = event.currentTarget;
     try {
