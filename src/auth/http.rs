@@ -32,7 +32,7 @@ pub enum HttpError {
     /// It took too long.
     #[error("{0} does not answer in time")]
     Timeout(String),
-    /// The answer is larger than [`MAX_ANSWER_BYTES`] or was cut off.
+    /// The answer is larger than 1 MiB or was cut off.
     #[error("the answer of {0} is cut off or larger than 1 MiB")]
     BadBody(String),
     /// The certificates to trust cannot be read.

@@ -18,7 +18,8 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
-    pub(crate) fn as_str(self) -> &'static str {
+    /// The name in the database.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::LoginEnded => "login_ended",
             Self::DeviceRevoked => "device_revoked",
@@ -28,7 +29,8 @@ impl ChangeKind {
         }
     }
 
-    pub(crate) fn parse(text: &str) -> Self {
+    /// The kind with a name.
+    pub fn parse(text: &str) -> Self {
         [
             Self::LoginEnded,
             Self::DeviceRevoked,

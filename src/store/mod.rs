@@ -14,6 +14,10 @@ mod sqlite;
 mod tickets;
 
 #[cfg(all(test, feature = "sqlite"))]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests end with their runtime, which owns their tasks"
+)]
 mod contract;
 
 use std::path::Path;
@@ -24,7 +28,7 @@ use serde::Serialize;
 pub use changes::{Change, ChangeKind};
 pub use devices::{ConnectionFilter, Device, DeviceFilter};
 pub use directory::{BegunSession, Echo, NewNode, NewSession, SessionRow};
-pub use logins::{LoginRecord, Membership, NewLogin, User};
+pub use logins::{LoginRecord, MAX_LOGINS_PER_USER, Membership, NewLogin, User};
 pub use pairing::{
     CodeStatus, Exchange, NewDevice, NewPairingCode, Paired, PairedDevice, PairingCode,
 };
@@ -91,9 +95,9 @@ pub struct Store {
 /// Runs a function of the engine's folder, in a transaction (`write`) or on a reader (`read`).
 macro_rules! on_engine {
     ($store:expr, $kind:ident, $module:ident :: $function:ident ( $($argument:expr),* )) => {{
-        // A build without an engine has no use for the arguments.
+        // A build without an engine uses no argument and waits for nothing.
         #[cfg(not(feature = "sqlite"))]
-        let _ = ($(&$argument,)*);
+        std::future::ready(($(&$argument,)*)).await;
         match $store.engine {
             #[cfg(feature = "sqlite")]
             crate::store::Engine::Sqlite(ref db) => {
@@ -111,6 +115,13 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be used, or is newer than this program.
+    #[cfg_attr(
+        not(feature = "sqlite"),
+        expect(
+            clippy::unused_async,
+            reason = "a build without an engine waits for nothing"
+        )
+    )]
     pub async fn open(location: Location<'_>) -> Result<Self, StoreError> {
         match location {
             #[cfg(feature = "sqlite")]
@@ -178,7 +189,10 @@ pub struct Page<T> {
 
 impl PageRequest {
     /// The key after which this page starts: creation time and id.
-    fn after(&self) -> Result<(i64, String), StoreError> {
+    ///
+    /// # Errors
+    /// `BadCursor` when the cursor was not made by [`PageRequest::page`].
+    pub fn after(&self) -> Result<(i64, String), StoreError> {
         let Some(cursor) = &self.cursor else {
             return Ok((i64::MIN, String::new()));
         };
@@ -189,7 +203,7 @@ impl PageRequest {
     }
 
     /// Makes a page of `limit` items out of up to one more.
-    fn page<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> (i64, String)) -> Page<T> {
+    pub fn page<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> (i64, String)) -> Page<T> {
         let limit = self.limit as usize;
         let more = items.len() > limit;
         items.truncate(limit);

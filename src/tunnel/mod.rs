@@ -10,6 +10,10 @@ mod heartbeat;
 mod metered;
 mod stream;
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests end with their runtime, which owns their tasks"
+)]
 mod tests;
 mod wire;
 
@@ -131,7 +135,7 @@ pub enum EndReason {
     ClosedByPeer(u16),
     /// Two heartbeats in a row had no answer.
     HeartbeatLost,
-    /// The other side took no byte for [`driver::WRITE_STALL`].
+    /// The other side took no byte for ten seconds.
     WriteStalled,
     /// The other side broke the protocol.
     Protocol(&'static str),

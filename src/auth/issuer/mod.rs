@@ -202,7 +202,7 @@ enum Unserved {
     /// It is not known where to send the browser: a page says what is wrong.
     Page(&'static str),
     /// The client is told.
-    Redirect(Url, Option<String>, &'static str),
+    Redirect(Box<Url>, Option<String>, &'static str),
 }
 
 fn check(query: &str) -> Result<Authorization, Unserved> {
@@ -231,7 +231,7 @@ fn check(query: &str) -> Result<Authorization, Unserved> {
     let param = |name: &str| params.get(name).map(String::as_str);
     let refuse = |error| {
         Err(Unserved::Redirect(
-            redirect_uri.clone(),
+            Box::new(redirect_uri.clone()),
             state.clone(),
             error,
         ))
@@ -275,7 +275,7 @@ impl Issuer {
             Unserved::Page(what) => {
                 (StatusCode::BAD_REQUEST, Html(error_page(what))).into_response()
             }
-            Unserved::Redirect(uri, state, error) => self.send_back(uri, state, ("error", error)),
+            Unserved::Redirect(uri, state, error) => self.send_back(*uri, state, ("error", error)),
         }
     }
 

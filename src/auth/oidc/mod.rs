@@ -7,6 +7,10 @@ mod callback;
 mod id_token;
 mod metadata;
 #[cfg(all(test, feature = "dev-issuer"))]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests end with their runtime, which owns their tasks"
+)]
 mod tests;
 
 use std::sync::Arc;

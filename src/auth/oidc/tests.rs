@@ -40,7 +40,7 @@ fn browser() -> HttpClient {
     HttpClient::new(None).expect("a client")
 }
 
-async fn dev_issuer() -> (String, tempfile::TempDir, DropGuard) {
+fn dev_issuer() -> (String, tempfile::TempDir, DropGuard) {
     let dir = tempfile::tempdir().expect("a directory");
     let addr = "127.0.0.1:0".parse().expect("an address");
     let issuer = DevIssuer::bind(addr, dir.path(), Clock::system()).expect("bind");
@@ -66,7 +66,7 @@ async fn choose(url: &Url, user: &str) -> String {
 
 #[tokio::test]
 async fn somebody_signs_in_at_the_development_issuer() {
-    let (url, _dir, _stop) = dev_issuer().await;
+    let (url, _dir, _stop) = dev_issuer();
     let client = client(settings(&url));
     let (at, pending) = client
         .begin(REDIRECT_URI, "/x".into())
@@ -113,7 +113,7 @@ async fn somebody_signs_in_at_the_development_issuer() {
 
 #[tokio::test]
 async fn ol_01_each_sign_in_has_its_own_secrets() {
-    let (url, _dir, _stop) = dev_issuer().await;
+    let (url, _dir, _stop) = dev_issuer();
     let client = client(settings(&url));
     let mut seen = std::collections::HashSet::new();
     for _ in 0..200 {
@@ -126,7 +126,7 @@ async fn ol_01_each_sign_in_has_its_own_secrets() {
 
 #[tokio::test]
 async fn ol_07_another_verifier_does_not_fit() {
-    let (url, _dir, _stop) = dev_issuer().await;
+    let (url, _dir, _stop) = dev_issuer();
     let client = client(settings(&url));
     let (at, mut pending) = client.begin(REDIRECT_URI, "/".into()).await.expect("begin");
     let params = CallbackParams::parse(&choose(&at, "bob").await).expect("no duplicates");
@@ -140,7 +140,7 @@ async fn ol_07_another_verifier_does_not_fit() {
 
 #[tokio::test]
 async fn the_development_issuer_refuses_what_is_not_ours() {
-    let (url, _dir, _stop) = dev_issuer().await;
+    let (url, _dir, _stop) = dev_issuer();
     let base = format!("{url}/authorize?client_id=edgecloud-dev&response_type=code&scope=openid");
     let challenge = format!(
         "&code_challenge={}&code_challenge_method=S256",
