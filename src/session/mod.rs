@@ -1,7 +1,7 @@
 //! A device's live tunnel as the rest of the cloud sees it: the [`Handle`] seam.
 //!
 //! Everything above asks [`Sessions`] for a [`Handle`] and cannot tell whether the tunnel ends in
-//! this process ([`local`]) or in another one ([`remote`], over the [`internal`] API). This module
+//! this process (`local`) or in another one (`remote`, over the [`internal`] API). This module
 //! owns the registry of this process, its entry in the directory and its lease. It knows nothing of
 //! logins or of the HTTP that crosses a stream.
 
