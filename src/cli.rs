@@ -1,1 +1,212 @@
-//! To be written.
+//! The command line, as types.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use secrecy::SecretString;
+use url::Url;
+
+use crate::config::{ConfigRole, Flags};
+
+/// Self-hosted cloud back end for fleets of edge AI boxes behind NAT.
+#[derive(Debug, Parser)]
+#[command(name = "edgecloud", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the cloud, or one role of it.
+    #[cfg(feature = "_server")]
+    Serve(ServeArgs),
+    /// Try everything in one command: the cloud in development mode, a sample origin and an agent
+    /// that is already paired.
+    #[cfg(all(
+        feature = "api",
+        feature = "proxy",
+        feature = "agent",
+        feature = "sqlite",
+        feature = "dev-issuer"
+    ))]
+    Demo(CommonArgs),
+    /// Run on a device: pair it once, then keep its tunnel.
+    #[cfg(feature = "agent")]
+    Agent(AgentArgs),
+    /// Check or show the settings.
+    #[cfg(feature = "_server")]
+    Config {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Look after the database.
+    #[cfg(feature = "_server")]
+    Db {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: DbCommand,
+    },
+    /// Print the OpenAPI document.
+    #[cfg(feature = "api")]
+    Openapi,
+    /// Exit with 0 when the process with the same settings on this machine is ready.
+    #[cfg(feature = "_server")]
+    Healthcheck(ServeArgs),
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// Everything in one process.
+    All,
+    /// REST, sign-in, console and forwarding.
+    Api,
+    /// Tunnels from devices.
+    Proxy,
+}
+
+impl From<RoleArg> for ConfigRole {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::All => Self::All,
+            RoleArg::Api => Self::Api,
+            RoleArg::Proxy => Self::Proxy,
+        }
+    }
+}
+
+/// Settings of every command that reads the configuration.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// Configuration file [env: EDGECLOUD_CONFIG].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the database and generated keys are kept [default: ./edgecloud-data].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Write the bound addresses to this file once everything listens.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+}
+
+/// Settings of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// What this process does.
+    #[arg(long, value_enum, default_value = "all")]
+    pub role: RoleArg,
+    /// Development: plain http on loopback, and a built-in OpenID provider without passwords.
+    #[arg(long)]
+    pub dev: bool,
+    /// The rest.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+impl From<ServeArgs> for Flags {
+    fn from(args: ServeArgs) -> Self {
+        Self {
+            role: args.role.into(),
+            dev: args.dev,
+            ..args.common.into()
+        }
+    }
+}
+
+impl From<CommonArgs> for Flags {
+    fn from(args: CommonArgs) -> Self {
+        Self {
+            config: args.config,
+            data_dir: args.data_dir,
+            ready_file: args.ready_file,
+            ..Self::default()
+        }
+    }
+}
+
+/// Settings of `agent`.
+#[derive(Debug, Clone, Args)]
+pub struct AgentArgs {
+    /// The cloud, as in https://cloud.example.com; needed until the device is paired.
+    #[arg(long, value_name = "URL")]
+    pub cloud: Option<Url>,
+    /// The pairing code; ignored once the device is paired.
+    #[arg(
+        long,
+        value_name = "CODE",
+        env = "EDGECLOUD_PAIR",
+        hide_env_values = true
+    )]
+    pub pair: Option<SecretString>,
+    /// The device's own HTTP server, as in http://127.0.0.1:8080.
+    #[arg(long, value_name = "URL")]
+    pub origin: Url,
+    /// Where the device's identity is kept [default: $XDG_STATE_HOME/edgecloud].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// A further address that may be reached through the cloud; may be given several times.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub allow_tcp: Vec<String>,
+    /// PEM file of the certificates to trust in the place of the system's.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// The Host header for the origin [default: the origin's own].
+    #[arg(long, value_name = "NAME")]
+    pub host_header: Option<String>,
+}
+
+/// What to do with the settings.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Say nothing when they are right, everything that is wrong otherwise.
+    Check(ServeArgs),
+    /// Print the settings in effect, secrets masked.
+    Show(ServeArgs),
+}
+
+/// What to do with the database.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DbCommand {
+    /// Bring the schema up to date.
+    Migrate(ServeArgs),
+    /// Copy the database to a new file while it is in use.
+    Backup {
+        /// The new file.
+        file: PathBuf,
+        /// The rest.
+        #[command(flatten)]
+        args: ServeArgs,
+    },
+    /// Look for damage.
+    Check(ServeArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "agent")]
+    #[test]
+    fn a_pairing_code_is_not_shown() {
+        let args = [
+            "edgecloud",
+            "agent",
+            "--origin",
+            "http://127.0.0.1:1",
+            "--pair",
+            "ABCD-EFGH",
+        ];
+        let cli = Cli::parse_from(args);
+        assert!(!format!("{cli:?}").contains("ABCD"));
+    }
+}
