@@ -4,12 +4,20 @@
 //! devices' tunnels.
 
 #[cfg(feature = "api")]
+pub mod cookies;
+#[cfg(feature = "api")]
+pub mod csrf;
+#[cfg(feature = "api")]
 pub mod http;
 #[cfg(feature = "dev-issuer")]
 pub mod issuer;
 #[cfg(feature = "api")]
+pub mod live;
+#[cfg(feature = "api")]
 pub mod oidc;
 #[cfg(feature = "api")]
 pub mod pending;
+#[cfg(feature = "api")]
+pub mod rate_limit;
 #[cfg(feature = "api")]
 pub mod return_to;

@@ -1,0 +1,132 @@
+//! Requests that another site makes a browser send.
+
+use http::{HeaderMap, Method, header};
+
+/// Sent by programs that use a cookie but are no browser.
+pub const CSRF_HEADER: &str = "edgecloud-csrf";
+
+/// Whether a request with a cookie may have been made by another site: `Sec-Fetch-Site` decides
+/// where there is one, else `Origin`, else the header that no other site can send.
+pub fn is_forged(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return false;
+    }
+    match (
+        text(headers, "sec-fetch-site"),
+        text(headers, header::ORIGIN.as_str()),
+    ) {
+        (Some(site), Some(origin)) if site == "same-origin" => origin != our_origin,
+        (Some(site), _) => site != "same-origin" && site != "none",
+        (None, Some(origin)) => origin != our_origin,
+        (None, None) => text(headers, CSRF_HEADER) != Some("1"),
+    }
+}
+
+/// Whether a WebSocket handshake with a cookie comes from another origin (RFC 6455 §10.2).
+pub fn is_foreign_websocket(headers: &HeaderMap, our_origin: &str) -> bool {
+    text(headers, header::ORIGIN.as_str()) != Some(our_origin)
+}
+
+/// Whether a request on a device's host comes from another origin: other devices' hosts are of the
+/// same site and get its cookie sent along. Links from elsewhere may lead there.
+pub fn is_foreign_to_device(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool {
+    let link = *method == Method::GET && text(headers, "sec-fetch-mode") == Some("navigate");
+    match text(headers, "sec-fetch-site") {
+        Some("same-origin" | "none") => false,
+        Some(_) => !link,
+        None => text(headers, header::ORIGIN.as_str()).is_some_and(|origin| origin != our_origin),
+    }
+}
+
+/// A header's value; a doubled or unreadable header counts as something that is never right.
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    match values.next() {
+        None => Some(first.to_str().unwrap_or("unreadable")),
+        Some(_) => Some("doubled"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: &str = "https://cloud.example";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().expect("a header"));
+        }
+        headers
+    }
+
+    #[test]
+    fn ch_01_to_03_who_may_send_unsafe_requests() {
+        let forged =
+            |pairs: &[(&'static str, &str)]| is_forged(&Method::POST, &headers(pairs), OURS);
+        for good in [
+            &[("sec-fetch-site", "same-origin")][..],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-origin"), ("origin", OURS)],
+            &[("origin", OURS)],
+            &[("edgecloud-csrf", "1")],
+        ] {
+            assert!(!forged(good), "{good:?}");
+        }
+        for bad in [
+            &[][..],
+            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "same-site"), ("edgecloud-csrf", "1")],
+            &[("origin", "null")],
+            &[("origin", "https://cloud.example:444")],
+            &[("origin", "http://cloud.example")],
+            &[("origin", "https://cloud.example.evil")],
+            &[("origin", OURS), ("origin", OURS)],
+            &[("edgecloud-csrf", "0")],
+        ] {
+            assert!(forged(bad), "{bad:?}");
+        }
+        assert!(!is_forged(
+            &Method::GET,
+            &headers(&[("sec-fetch-site", "cross-site")]),
+            OURS
+        ));
+    }
+
+    #[test]
+    fn ch_05_a_websocket_needs_our_origin() {
+        assert!(!is_foreign_websocket(&headers(&[("origin", OURS)]), OURS));
+        for bad in [
+            &[][..],
+            &[("origin", "null")],
+            &[("origin", "https://evil.cloud.example")],
+        ] {
+            assert!(is_foreign_websocket(&headers(bad), OURS), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_neighbours_page_reaches_a_device_by_links_only() {
+        let foreign = |method: Method, pairs: &[(&'static str, &str)]| {
+            is_foreign_to_device(&method, &headers(pairs), OURS)
+        };
+        let link = [
+            ("sec-fetch-site", "same-site"),
+            ("sec-fetch-mode", "navigate"),
+        ];
+        assert!(!foreign(Method::GET, &link));
+        assert!(foreign(Method::POST, &link));
+        let fetch = [
+            ("sec-fetch-site", "same-site"),
+            ("sec-fetch-mode", "no-cors"),
+        ];
+        assert!(foreign(Method::GET, &fetch));
+        assert!(foreign(
+            Method::POST,
+            &[("origin", "https://other.example")]
+        ));
+        assert!(!foreign(Method::POST, &[("sec-fetch-site", "same-origin")]));
+    }
+}
