@@ -15,7 +15,7 @@ pub fn is_forged(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool
         text(headers, "sec-fetch-site"),
         text(headers, header::ORIGIN.as_str()),
     ) {
-        (Some(site), Some(origin)) if site == "same-origin" => origin != our_origin,
+        (Some("same-origin"), Some(origin)) => origin != our_origin,
         (Some(site), _) => site != "same-origin" && site != "none",
         (None, Some(origin)) => origin != our_origin,
         (None, None) => text(headers, CSRF_HEADER) != Some("1"),
