@@ -131,7 +131,7 @@ impl From<CommonArgs> for Flags {
 /// Settings of `agent`.
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
-    /// The cloud, as in https://cloud.example.com; needed until the device is paired.
+    /// The cloud, as in `https://cloud.example.com`; needed until the device is paired.
     #[arg(long, value_name = "URL")]
     pub cloud: Option<Url>,
     /// The pairing code; ignored once the device is paired.

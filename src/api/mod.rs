@@ -1,1 +1,190 @@
-//! To be written.
+//! The REST API, sign-in, the console and the way to devices, over HTTP.
+//!
+//! All routes stand in one table ([`routes`]); the router, the gate in front of it and the OpenAPI
+//! document are made from that. Nothing here knows which role runs.
+
+mod assets;
+mod device_hosts;
+mod devices;
+mod error;
+mod extract;
+mod forwarding;
+mod gate;
+pub mod openapi;
+mod pages;
+mod pairing;
+mod routes;
+mod service;
+mod sign_in;
+mod system;
+
+use std::sync::Arc;
+
+use url::Url;
+
+use crate::auth::access::Authenticator;
+use crate::auth::live::LiveStreams;
+use crate::auth::oidc::OidcClient;
+use crate::auth::rate_limit::FailureLimit;
+use crate::config::Config;
+use crate::feed::ChangeCursor;
+use crate::forward::Forwarder;
+use crate::net::TrustedProxies;
+use crate::runtime::Lifecycle;
+use crate::session::ProxySessions;
+use crate::store::{Change, ChangeKind, Store};
+use crate::types::Clock;
+pub use service::serve;
+
+/// Where people reach the cloud.
+#[derive(Debug, Clone)]
+pub struct PublicUrl {
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The host without the port.
+    pub host: String,
+    /// The port, where it is not the scheme's own.
+    pub port: Option<u16>,
+}
+
+impl PublicUrl {
+    /// Takes a URL that the configuration has checked: http(s), a host, no path.
+    pub fn new(url: &Url) -> Self {
+        Self {
+            scheme: if url.scheme() == "https" {
+                "https"
+            } else {
+                "http"
+            },
+            host: url.host_str().unwrap_or("localhost").to_owned(),
+            port: url.port(),
+        }
+    }
+
+    /// Host and port, as in a `Host` field.
+    pub fn authority(&self) -> String {
+        self.authority_of(&self.host)
+    }
+
+    /// Another host on the same port.
+    pub fn authority_of(&self, host: &str) -> String {
+        match self.port {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        }
+    }
+
+    /// The origin (RFC 6454), as in an `Origin` field.
+    pub fn origin(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority())
+    }
+
+    /// Whether browsers reach us by https.
+    pub fn is_https(&self) -> bool {
+        self.scheme == "https"
+    }
+
+    fn is_loopback(&self) -> bool {
+        is_loopback_host(&self.host)
+    }
+}
+
+fn is_loopback_host(host: &str) -> bool {
+    let addr = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || addr.is_ok_and(|addr| addr.is_loopback())
+}
+
+/// Everything that handlers need.
+pub struct App {
+    /// The checked settings.
+    pub config: Config,
+    /// Where people reach the cloud.
+    pub public_url: PublicUrl,
+    /// The database.
+    pub store: Store,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Finds out who asks.
+    pub auth: Authenticator,
+    /// The provider.
+    pub oidc: OidcClient,
+    /// What is open on behalf of logins.
+    pub live: LiveStreams,
+    /// The way to devices.
+    pub forwarder: Forwarder,
+    /// The sessions of all processes.
+    pub sessions: ProxySessions,
+    /// Failed exchanges of pairing codes.
+    pub pairing_failures: FailureLimit,
+    /// Whose `X-Forwarded-*` are believed.
+    pub trusted_proxies: TrustedProxies,
+    /// The process.
+    pub lifecycle: Lifecycle,
+}
+
+/// The handlers' state. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState(pub Arc<App>);
+
+impl AppState {
+    /// Follows what other processes changed, until the process ends.
+    pub async fn follow_changes(self) {
+        let mut changes = ChangeCursor::new(self.0.store.clone());
+        loop {
+            for change in changes.next().await {
+                self.on_change(&change);
+            }
+        }
+    }
+
+    fn on_change(&self, change: &Change) {
+        let app = &self.0;
+        match change.kind {
+            ChangeKind::LoginEnded => {
+                if let Ok(login) = change.subject.parse() {
+                    app.live.end_login(&login);
+                }
+            }
+            ChangeKind::DeviceRevoked => {
+                if let Ok(device) = change.subject.parse() {
+                    app.live.end_device(&device);
+                    app.forwarder.forget(&device);
+                }
+            }
+            ChangeKind::SessionMoved => {
+                if let Ok(device) = change.subject.parse() {
+                    app.forwarder.forget(&device);
+                }
+            }
+            ChangeKind::NodeDraining => {
+                if let Ok(node) = change.subject.parse() {
+                    app.forwarder.leave_node(&node);
+                }
+            }
+            ChangeKind::DevicePaired | ChangeKind::Unknown => {}
+        }
+    }
+
+    /// Whether the provider could be used when it was last asked, asking again from time to time.
+    pub async fn watch_provider(self) {
+        loop {
+            self.0.oidc.refresh_if_due().await;
+            tokio::time::sleep(PROVIDER_EVERY).await;
+        }
+    }
+
+    /// Removes what has expired, from time to time.
+    pub async fn clean_up(self) {
+        loop {
+            tokio::time::sleep(CLEAN_UP_EVERY).await;
+            if let Err(error) = self.0.store.delete_expired(self.0.clock.now()).await {
+                tracing::warn!(%error, "what has expired could not be removed");
+            }
+        }
+    }
+}
+
+/// How often the provider is looked at; a fresh answer is kept for an hour.
+const PROVIDER_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
+/// How often what has expired is removed.
+const CLEAN_UP_EVERY: std::time::Duration = std::time::Duration::from_secs(60);

@@ -95,6 +95,11 @@ impl Cookies {
             .then(|| sha256(&secret))
     }
 
+    /// Whether a request brought something under the login cookie's name.
+    pub fn is_sent(&self, headers: &HeaderMap) -> bool {
+        pairs(headers).any(|(name, _)| name == self.name(LOGIN_NAME))
+    }
+
     /// The cookie of a login on a device's host.
     pub fn issue_device(&self, login: &LoginId, device: &DeviceId) -> Cookie<'static> {
         let signature = self
@@ -130,14 +135,19 @@ fn device_message(login: &LoginId, device: &DeviceId) -> Vec<u8> {
     format!("{login}\n{device}").into_bytes()
 }
 
-/// The value of a cookie that is there exactly once.
-fn single<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let mut found = headers
+/// Names and values of a request's cookies.
+fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+    headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
+}
+
+/// The value of a cookie that is there exactly once.
+fn single<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let mut found = pairs(headers)
         .filter(|(of, _)| *of == name)
         .map(|(_, value)| value);
     let first = found.next()?;

@@ -22,6 +22,16 @@ pub fn is_forged(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool
     }
 }
 
+/// Whether another site's page reads something with the cookie, otherwise than by a link: what a device
+/// does on a GET is not known here.
+pub fn is_foreign_read(headers: &HeaderMap) -> bool {
+    let foreign = !matches!(
+        text(headers, "sec-fetch-site"),
+        None | Some("same-origin" | "none")
+    );
+    foreign && text(headers, "sec-fetch-mode") != Some("navigate")
+}
+
 /// Whether a WebSocket handshake with a cookie comes from another origin (RFC 6455 §10.2).
 pub fn is_foreign_websocket(headers: &HeaderMap, our_origin: &str) -> bool {
     text(headers, header::ORIGIN.as_str()) != Some(our_origin)

@@ -3,20 +3,46 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use moka::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::types::{DeviceId, LoginId};
 
-#[derive(Default)]
+/// How long an end is remembered: a request that was checked just before it may open its stream just
+/// after it.
+const REMEMBER_FOR: Duration = Duration::from_secs(60);
+/// Ends that are remembered at once.
+const MAX_REMEMBERED: u64 = 100_000;
+
 struct Table {
     logins: HashMap<LoginId, (usize, CancellationToken)>,
     devices: HashMap<DeviceId, (usize, CancellationToken)>,
+    ended_logins: Cache<LoginId, ()>,
+    ended_devices: Cache<DeviceId, ()>,
 }
 
 /// Everything that is open in this process. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct LiveStreams(Arc<Mutex<Table>>);
+
+impl Default for LiveStreams {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Table {
+            logins: HashMap::new(),
+            devices: HashMap::new(),
+            ended_logins: Cache::builder()
+                .max_capacity(MAX_REMEMBERED)
+                .time_to_live(REMEMBER_FOR)
+                .build(),
+            ended_devices: Cache::builder()
+                .max_capacity(MAX_REMEMBERED)
+                .time_to_live(REMEMBER_FOR)
+                .build(),
+        })))
+    }
+}
 
 /// Something open; taken off the list when dropped.
 pub struct LiveStream {
@@ -32,9 +58,20 @@ impl LiveStreams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts something on the list.
+    /// Puts something on the list; it has ended already when its login or device has just now.
     pub fn open(&self, login: &LoginId, device: &DeviceId) -> LiveStream {
         let mut table = self.table();
+        if table.ended_logins.contains_key(login) || table.ended_devices.contains_key(device) {
+            let ended = CancellationToken::new();
+            ended.cancel();
+            return LiveStream {
+                streams: self.clone(),
+                login: login.clone(),
+                device: device.clone(),
+                login_ended: ended.clone(),
+                device_ended: ended,
+            };
+        }
         let login_entry = table.logins.entry(login.clone()).or_default();
         login_entry.0 += 1;
         let login_ended = login_entry.1.clone();
@@ -52,14 +89,18 @@ impl LiveStreams {
 
     /// Cuts everything that a login has open.
     pub fn end_login(&self, login: &LoginId) {
-        if let Some((_, ended)) = self.table().logins.remove(login) {
+        let mut table = self.table();
+        table.ended_logins.insert(login.clone(), ());
+        if let Some((_, ended)) = table.logins.remove(login) {
             ended.cancel();
         }
     }
 
     /// Cuts everything that is open to a device.
     pub fn end_device(&self, device: &DeviceId) {
-        if let Some((_, ended)) = self.table().devices.remove(device) {
+        let mut table = self.table();
+        table.ended_devices.insert(device.clone(), ());
+        if let Some((_, ended)) = table.devices.remove(device) {
             ended.cancel();
         }
     }
@@ -71,6 +112,18 @@ impl LiveStream {
         tokio::select! {
             () = self.login_ended.cancelled() => {}
             () = self.device_ended.cancelled() => {}
+        }
+    }
+
+    /// As [`LiveStream::ended`], for a task that does not hold the stream.
+    pub fn ended_owned(&self) -> impl Future<Output = ()> + Send + 'static {
+        let login = self.login_ended.clone().cancelled_owned();
+        let device = self.device_ended.clone().cancelled_owned();
+        async move {
+            tokio::select! {
+                () = login => {}
+                () = device => {}
+            }
         }
     }
 
@@ -114,12 +167,14 @@ mod tests {
         let his = streams.open(&bob, &device);
         streams.end_login(&alice);
         assert!(hers.iter().all(LiveStream::is_ended) && !his.is_ended());
-        let new = streams.open(&alice, &device);
-        drop(hers);
-        assert!(!new.is_ended());
+        let late = streams.open(&alice, &device);
+        assert!(late.is_ended(), "checked before the end, opened after it");
+        let other = streams.open(&bob, &device);
+        drop((hers, late));
+        assert!(!other.is_ended());
         streams.end_device(&device);
-        assert!(new.is_ended() && his.is_ended());
-        drop((new, his));
+        assert!(other.is_ended() && his.is_ended());
+        drop((other, his));
         let table = streams.table();
         assert!(table.logins.is_empty() && table.devices.is_empty());
     }

@@ -4,6 +4,8 @@
 //! devices' tunnels.
 
 #[cfg(feature = "api")]
+pub mod access;
+#[cfg(feature = "api")]
 pub mod cookies;
 #[cfg(feature = "api")]
 pub mod csrf;
@@ -15,6 +17,8 @@ pub mod issuer;
 pub mod live;
 #[cfg(feature = "api")]
 pub mod oidc;
+#[cfg(feature = "api")]
+pub mod pairing_code;
 #[cfg(feature = "api")]
 pub mod pending;
 #[cfg(feature = "api")]

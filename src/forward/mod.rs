@@ -1,1 +1,607 @@
-//! To be written.
+//! A person's request into a device's stream and its response back, streamed in both directions.
+//!
+//! Knows sessions through [`Sessions`] only, and nothing of how the caller was identified or of how
+//! errors are shown.
+
+mod headers;
+mod pool;
+mod request_body;
+mod response_body;
+mod websocket;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::live::{LiveStream, LiveStreams};
+use crate::net::{Client, Connection};
+use crate::session::{Handle, SessionError, Sessions};
+use crate::store::StoreError;
+use crate::types::{DeviceId, LoginId, NodeId, RequestId, TenantId, UserId};
+pub use headers::asks_for_websocket;
+use pool::{OriginConnection, Pool, SessionKey};
+use request_body::{Progress, RequestBody, Stage};
+use response_body::{Keep, ResponseBody};
+
+/// A method that is not idempotent goes on a kept connection only if that was used this lately: the
+/// origin may be closing an older one at this very moment.
+const FRESH_ENOUGH: Duration = Duration::from_secs(1);
+/// Any other method may use whatever is kept.
+const ANY_AGE: Duration = Duration::MAX;
+/// Times that a session is looked up for one request: a cached answer may be old once.
+const MAX_ATTEMPTS: usize = 3;
+/// How often kept connections are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long the two ends of a WebSocket may take to switch protocols.
+const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
+/// The `Host` of an origin that the device did not name.
+const DEFAULT_ORIGIN_HOST: &str = "localhost";
+
+/// How the world reaches a device: by a path on the cloud's host or on the device's own host.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Host and port as the caller sees them.
+    pub authority: String,
+    /// The path before the device's own; empty on the device's own host.
+    pub prefix: String,
+}
+
+impl Door {
+    /// Whether this is the device's own host.
+    pub fn is_device_host(&self) -> bool {
+        self.prefix.is_empty()
+    }
+
+    fn origin(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
+    }
+}
+
+/// Who asks for what, already checked.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The device's owner.
+    pub tenant: TenantId,
+    /// The device.
+    pub device: DeviceId,
+    /// The person.
+    pub user: UserId,
+    /// The person's login.
+    pub login: LoginId,
+    /// The request.
+    pub request_id: RequestId,
+    /// Where it came from.
+    pub client: Client,
+    /// How the device is reached.
+    pub door: Door,
+    /// What finding out about the caller took.
+    pub auth_time: Duration,
+}
+
+/// Why a request did not get the device's answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The device has no session.
+    #[error("the device is offline")]
+    Offline,
+    /// The node that holds the device's session does not answer.
+    #[error("the node of the device does not answer")]
+    NodeLost,
+    /// The device has as many open streams as are allowed.
+    #[error("the device has too many open streams")]
+    Busy,
+    /// The device's agent could not reach the origin.
+    #[error("the origin refused the connection")]
+    OriginRefused,
+    /// What came back is no HTTP response, or less than one.
+    #[error("the origin's answer is not valid")]
+    OriginInvalid,
+    /// The tunnel ended before the response.
+    #[error("the tunnel was lost")]
+    TunnelLost,
+    /// The device or its origin took too long.
+    #[error("the origin did not answer in time")]
+    OriginTimeout,
+    /// The client stopped sending its request.
+    #[error("the request's body did not arrive in time")]
+    ClientTimeout,
+    /// The client broke off.
+    #[error("the request's body broke off")]
+    ClientAborted,
+    /// The request has been here before.
+    #[error("the device leads back to this cloud")]
+    Loop,
+    /// The login or the device's place in the tenant ended meanwhile.
+    #[error("the login or the device is no longer valid")]
+    Ended,
+    /// The directory cannot be read.
+    #[error("the directory cannot be read")]
+    Directory(#[from] StoreError),
+}
+
+/// How long things may take, and how much is kept.
+#[derive(Debug, Clone)]
+pub struct ForwardLimits {
+    /// Opening a stream to the device.
+    pub stream_open_timeout: Duration,
+    /// The device's response head, from when it has the request.
+    pub response_header_timeout: Duration,
+    /// A pause within a response.
+    pub response_idle_timeout: Duration,
+    /// Kept connections of one session.
+    pub idle_streams_per_session: usize,
+}
+
+struct Inner {
+    sessions: Arc<dyn Sessions>,
+    live: LiveStreams,
+    limits: ForwardLimits,
+    pool: Pool,
+    tasks: TaskTracker,
+    restarting: CancellationToken,
+    via: HeaderValue,
+    pseudonym: String,
+}
+
+/// Forwards requests to devices. Cheap to clone.
+#[derive(Clone)]
+pub struct Forwarder(Arc<Inner>);
+
+/// What one attempt brought.
+enum Failure {
+    /// The request was never sent and can be sent elsewhere.
+    Unsent(Box<Request<RequestBody>>),
+    /// It is not known what became of it; whether a byte of a response came.
+    Lost { heard: bool, parse: bool },
+    /// It is over.
+    Final(ForwardError),
+}
+
+impl Forwarder {
+    /// Forwards to what `sessions` finds. `pseudonym` names this installation in `Via` (RFC 9110
+    /// §7.6.3), the same in all its processes.
+    pub fn new(
+        sessions: Arc<dyn Sessions>,
+        live: LiveStreams,
+        limits: ForwardLimits,
+        pseudonym: &str,
+    ) -> Self {
+        let tasks = TaskTracker::new();
+        let pool = Pool::new(limits.idle_streams_per_session, tasks.clone());
+        let pseudonym = format!("edgecloud-{pseudonym}");
+        let via = HeaderValue::from_str(&format!("1.1 {pseudonym}"));
+        Self(Arc::new(Inner {
+            sessions,
+            live,
+            limits,
+            pool,
+            tasks,
+            restarting: CancellationToken::new(),
+            via: via.unwrap_or(HeaderValue::from_static("1.1 edgecloud")),
+            pseudonym,
+        }))
+    }
+
+    /// Looks after kept connections; ends only with its owner.
+    pub async fn maintain(&self) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            self.0.pool.sweep();
+        }
+    }
+
+    /// Forgets what is kept about a device.
+    pub fn forget(&self, device: &DeviceId) {
+        self.0.sessions.forget(device);
+        self.0.pool.forget(device);
+    }
+
+    /// Keeps no connections of a node any more, because it is on its way out.
+    pub fn leave_node(&self, node: &NodeId) {
+        self.0.pool.leave_node(node);
+    }
+
+    /// Keeps no connections any more, at the end of the process; waits until WebSockets have ended.
+    pub async fn drain(&self) {
+        self.0.pool.close();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Tells both ends of open WebSockets that the service restarts, and lets them go.
+    pub fn close_websockets(&self) {
+        self.0.restarting.cancel();
+    }
+
+    /// Forwards one request; `target` is the path and query for the origin.
+    ///
+    /// # Errors
+    /// When there is no answer of the device to give back.
+    pub async fn forward(
+        &self,
+        caller: Caller,
+        target: &str,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, ForwardError> {
+        if self.has_been_here(request.headers()) {
+            return Err(ForwardError::Loop);
+        }
+        let live = self.0.live.open(&caller.login, &caller.device);
+        let websocket = *request.method() == Method::GET && asks_for_websocket(request.headers());
+        let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let hold = expects_continue(&parts.headers);
+        let (body, progress) = RequestBody::new(body, hold);
+        let exchange = Exchange {
+            forwarder: self,
+            caller: &caller,
+            target,
+            parts: &parts,
+            progress: &progress,
+            live: &live,
+            websocket,
+        };
+        let answered = exchange.run(body).await?;
+        match (answered.response.status(), upgrade) {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => {
+                self.switch_protocols(answered, upgrade, &caller, live)
+            }
+            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(ForwardError::OriginInvalid),
+            _ => self.respond(answered, &caller, live, progress),
+        }
+    }
+
+    fn has_been_here(&self, headers: &HeaderMap) -> bool {
+        headers
+            .get_all(header::VIA)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split([' ', ',']).any(|word| word == self.0.pseudonym))
+    }
+
+    async fn find(&self, caller: &Caller) -> Result<Arc<dyn Handle>, ForwardError> {
+        match self.0.sessions.find(&caller.tenant, &caller.device).await {
+            Ok(found) => found.ok_or(ForwardError::Offline),
+            Err(SessionError::Directory(error)) => Err(ForwardError::Directory(error)),
+            Err(_) => Err(ForwardError::NodeLost),
+        }
+    }
+
+    async fn connect(&self, session: &dyn Handle) -> Result<OriginConnection, SessionError> {
+        let open = timeout(self.0.limits.stream_open_timeout, session.open_stream());
+        let stream = open.await.map_err(|_| SessionError::Timeout)??;
+        let connected = self.0.pool.connect(stream).await;
+        connected.map_err(|_| SessionError::SessionClosed)
+    }
+
+    fn respond(
+        &self,
+        answered: Answered,
+        caller: &Caller,
+        live: LiveStream,
+        progress: Progress,
+    ) -> Result<Response<Body>, ForwardError> {
+        let timing = answered.timing.header(caller);
+        let (parts, body) = answered.response.into_parts();
+        if let Some(error) = agent_error(parts.status, &parts.headers) {
+            return Err(error);
+        }
+        let is_event_stream = parts
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let encoded = parts.headers.contains_key(header::CONTENT_ENCODING);
+        let keep = Keep {
+            live,
+            connection: answered.connection,
+            pool: self.0.pool.clone(),
+            key: answered.key,
+            progress,
+        };
+        let idle = self.0.limits.response_idle_timeout;
+        let body = ResponseBody::new(body, keep, idle, is_event_stream && !encoded);
+        let mut response = Response::new(Body::new(body));
+        *response.status_mut() = parts.status;
+        *response.headers_mut() =
+            headers::to_caller(&parts.headers, &caller.door, &answered.origin_host);
+        response.headers_mut().append("server-timing", timing);
+        Ok(response)
+    }
+
+    fn switch_protocols(
+        &self,
+        mut answered: Answered,
+        upgrade: hyper::upgrade::OnUpgrade,
+        caller: &Caller,
+        live: LiveStream,
+    ) -> Result<Response<Body>, ForwardError> {
+        if !asks_for_websocket(answered.response.headers()) {
+            return Err(ForwardError::OriginInvalid);
+        }
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let incoming = answered.response.headers();
+        let headers = headers::to_caller(incoming, &caller.door, &answered.origin_host);
+        *response.headers_mut() = headers;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let device = hyper::upgrade::on(&mut answered.response);
+        let connection = answered.connection;
+        let restarting = self.0.restarting.clone();
+        self.0.tasks.spawn(async move {
+            let both = async { tokio::try_join!(upgrade, device) };
+            let Ok(Ok((client, device))) = timeout(UPGRADE_DEADLINE, both).await else {
+                return;
+            };
+            drop(connection);
+            join(client, device, &live, &restarting).await;
+        });
+        Ok(response)
+    }
+}
+
+async fn join(
+    client: hyper::upgrade::Upgraded,
+    device: hyper::upgrade::Upgraded,
+    live: &LiveStream,
+    restarting: &CancellationToken,
+) {
+    let Ok(client) = client.downcast::<TokioIo<Connection>>() else {
+        return;
+    };
+    let mut connection = client.io.into_inner();
+    let mut device = TokioIo::new(device);
+    let joined = async {
+        tokio::io::AsyncWriteExt::write_all(&mut device, &client.read_buf).await?;
+        websocket::splice(&mut connection, &mut device, live, restarting).await
+    };
+    if joined.await.is_err() {
+        connection.reset_on_drop();
+    }
+}
+
+/// A response head and what it came over.
+struct Answered {
+    response: Response<Incoming>,
+    connection: OriginConnection,
+    key: SessionKey,
+    origin_host: String,
+    timing: Timing,
+}
+
+/// Where the time of a request went.
+struct Timing {
+    directory: Duration,
+    stream: Duration,
+    device: Duration,
+}
+
+impl Timing {
+    /// `Server-Timing` (W3C), in milliseconds.
+    fn header(&self, caller: &Caller) -> HeaderValue {
+        let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let text = format!(
+            "auth;dur={:.2}, directory;dur={:.2}, stream;dur={:.2}, device;dur={:.2}",
+            millis(caller.auth_time),
+            millis(self.directory),
+            millis(self.stream),
+            millis(self.device)
+        );
+        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+    }
+}
+
+/// One request on its way to an answer, over one attempt or more.
+struct Exchange<'a> {
+    forwarder: &'a Forwarder,
+    caller: &'a Caller,
+    target: &'a str,
+    parts: &'a Parts,
+    progress: &'a Progress,
+    live: &'a LiveStream,
+    websocket: bool,
+}
+
+impl Exchange<'_> {
+    async fn run(&self, body: RequestBody) -> Result<Answered, ForwardError> {
+        let idempotent = self.parts.method.is_idempotent();
+        let repeatable = idempotent && self.progress.stage().0 == Stage::Complete;
+        let mut body = Some(body);
+        let mut may_reuse = !self.websocket;
+        let mut error = ForwardError::Offline;
+        for _ in 0..MAX_ATTEMPTS {
+            let started = Instant::now();
+            let session = self.forwarder.find(self.caller).await?;
+            let found = Instant::now();
+            let summary = session.summary();
+            let key = SessionKey {
+                device: summary.device,
+                epoch: summary.epoch,
+                node: summary.node,
+            };
+            let kept = may_reuse.then(|| {
+                let age = if idempotent { ANY_AGE } else { FRESH_ENOUGH };
+                self.forwarder.0.pool.take(&key, age)
+            });
+            let connected = match kept.flatten() {
+                Some(connection) => Ok(connection),
+                None => self.forwarder.connect(&*session).await,
+            };
+            let mut connection = match connected {
+                Ok(connection) => connection,
+                Err(failed) => {
+                    error = self.on_open_error(failed)?;
+                    continue;
+                }
+            };
+            let origin_host = summary
+                .origin_host
+                .as_deref()
+                .unwrap_or(DEFAULT_ORIGIN_HOST);
+            // A body that was consumed is gone; then there was no second attempt to get here.
+            let next = body
+                .take()
+                .unwrap_or_else(|| RequestBody::new(Body::empty(), false).0);
+            let request = self.request(origin_host, next)?;
+            let opened = Instant::now();
+            match self.send(&mut connection, request).await {
+                Ok(response) => {
+                    let timing = Timing {
+                        directory: found - started,
+                        stream: opened - found,
+                        device: opened.elapsed(),
+                    };
+                    let origin_host = origin_host.to_owned();
+                    return Ok(Answered {
+                        response,
+                        connection,
+                        key,
+                        origin_host,
+                        timing,
+                    });
+                }
+                Err(Failure::Unsent(request)) => {
+                    body = Some(request.into_body());
+                    error = ForwardError::OriginInvalid;
+                }
+                Err(Failure::Lost { heard, parse }) => {
+                    error = self.explain(&*session, parse).await;
+                    if heard || !repeatable || !may_reuse {
+                        return Err(error);
+                    }
+                }
+                Err(Failure::Final(error)) => return Err(error),
+            }
+            may_reuse = false;
+        }
+        Err(error)
+    }
+
+    /// An error after which the session is looked up again, or the end.
+    fn on_open_error(&self, error: SessionError) -> Result<ForwardError, ForwardError> {
+        self.forwarder.0.sessions.forget(&self.caller.device);
+        match error {
+            SessionError::Busy => Err(ForwardError::Busy),
+            SessionError::Timeout => Err(ForwardError::OriginTimeout),
+            SessionError::Directory(error) => Err(ForwardError::Directory(error)),
+            SessionError::NodeLost => Ok(ForwardError::NodeLost),
+            SessionError::SessionClosed
+            | SessionError::NotSupported
+            | SessionError::NotHere
+            | SessionError::Draining => Ok(ForwardError::Offline),
+        }
+    }
+
+    fn request(
+        &self,
+        origin_host: &str,
+        body: RequestBody,
+    ) -> Result<Request<RequestBody>, ForwardError> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.version_mut() = Version::HTTP_11;
+        // The target was part of a request that was parsed, so it is a valid one.
+        *request.uri_mut() = self
+            .target
+            .parse()
+            .map_err(|_| ForwardError::ClientAborted)?;
+        *request.headers_mut() = headers::to_device(
+            &self.parts.headers,
+            self.caller,
+            origin_host,
+            &self.forwarder.0.via,
+            self.websocket,
+        );
+        let progress = self.progress.clone();
+        hyper::ext::on_informational(&mut request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                progress.release();
+            }
+        });
+        Ok(request)
+    }
+
+    async fn send(
+        &self,
+        connection: &mut OriginConnection,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Failure> {
+        connection.begin_exchange();
+        let limit = self.forwarder.0.limits.response_header_timeout;
+        let mut sent = pin!(connection.sender.try_send_request(request));
+        let outcome = loop {
+            // The time runs from the last byte of the request that moved.
+            let deadline = self.progress.stage().1 + limit;
+            tokio::select! {
+                outcome = sent.as_mut() => break outcome,
+                () = self.live.ended() => return Err(Failure::Final(ForwardError::Ended)),
+                () = sleep_until(deadline) => {
+                    let (stage, moved_at) = self.progress.stage();
+                    if moved_at + limit > Instant::now() {
+                        continue;
+                    }
+                    return Err(Failure::Final(match stage {
+                        Stage::AwaitingClient => ForwardError::ClientTimeout,
+                        _ => ForwardError::OriginTimeout,
+                    }));
+                }
+            }
+        };
+        self.progress.answered();
+        outcome.map_err(|mut failed| {
+            if let Some(request) = failed.take_message() {
+                return Failure::Unsent(Box::new(request));
+            }
+            if self.progress.stage().0 == Stage::Aborted {
+                return Failure::Final(ForwardError::ClientAborted);
+            }
+            let error = failed.into_error();
+            tracing::debug!(%error, device = %self.caller.device, "no answer");
+            Failure::Lost {
+                heard: connection.has_heard(),
+                parse: error.is_parse(),
+            }
+        })
+    }
+
+    /// Tells a lost tunnel from an origin that broke off: by whether the session is still there.
+    async fn explain(&self, session: &dyn Handle, parse: bool) -> ForwardError {
+        if parse {
+            return ForwardError::OriginInvalid;
+        }
+        self.forwarder.0.sessions.forget(&self.caller.device);
+        match self.forwarder.find(self.caller).await {
+            Ok(now) if now.summary().epoch == session.summary().epoch && !session.is_closed() => {
+                ForwardError::OriginInvalid
+            }
+            _ => ForwardError::TunnelLost,
+        }
+    }
+}
+
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// What the agent says when it could not reach the origin.
+fn agent_error(status: StatusCode, headers: &HeaderMap) -> Option<ForwardError> {
+    let said = headers.get(headers::AGENT_ERROR)?;
+    (status == StatusCode::BAD_GATEWAY).then(|| match said.as_bytes() {
+        b"timeout" => ForwardError::OriginTimeout,
+        _ => ForwardError::OriginRefused,
+    })
+}

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
@@ -15,6 +15,11 @@ use super::tls::TlsFiles;
 
 /// Connections that the kernel keeps for us before they are accepted.
 const BACKLOG: i32 = 4096;
+/// When the kernel begins to ask a silent peer whether it is still there: streams that may be silent
+/// for long (WebSocket, server-sent events) have no other time limit.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// Pause between two such questions.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 /// How long a TLS handshake may take.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -61,6 +66,10 @@ impl Listener {
     pub(super) async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, addr) = self.socket.accept().await?;
         stream.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_EVERY);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok((
             stream,
             Peer {

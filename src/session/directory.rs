@@ -80,8 +80,22 @@ impl ProxySessions {
         ))
     }
 
+    /// What this process knows of a session: all of its own, of another's what the directory tells.
+    pub fn snapshot(&self, tenant: &TenantId, row: &SessionRow) -> Summary {
+        let local = self.local_summary(tenant, row);
+        local.unwrap_or_else(|| summary_of(tenant, row.clone()))
+    }
+
+    fn local_summary(&self, tenant: &TenantId, row: &SessionRow) -> Option<Summary> {
+        let summary = self.local.as_ref()?.0.find(&row.device)?.summary();
+        (summary.epoch == row.epoch && summary.tenant == *tenant).then_some(summary)
+    }
+
     /// What the node that holds a session knows of it now; `None` when it cannot be asked.
     pub async fn ask(&self, tenant: &TenantId, row: &SessionRow) -> Option<Summary> {
+        if let Some(local) = self.local_summary(tenant, row) {
+            return Some(local);
+        }
         let target = Target {
             node: row.node.clone(),
             url: row.node_internal_url.clone()?,

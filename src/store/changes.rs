@@ -13,6 +13,8 @@ pub enum ChangeKind {
     SessionMoved,
     /// A device was paired; the subject is its id.
     DevicePaired,
+    /// A node is on its way out; the subject is its id.
+    NodeDraining,
     /// Something that this version does not know.
     Unknown,
 }
@@ -25,6 +27,7 @@ impl ChangeKind {
             Self::DeviceRevoked => "device_revoked",
             Self::SessionMoved => "session_moved",
             Self::DevicePaired => "device_paired",
+            Self::NodeDraining => "node_draining",
             Self::Unknown => "unknown",
         }
     }
@@ -36,6 +39,7 @@ impl ChangeKind {
             Self::DeviceRevoked,
             Self::SessionMoved,
             Self::DevicePaired,
+            Self::NodeDraining,
         ]
         .into_iter()
         .find(|kind| kind.as_str() == text)

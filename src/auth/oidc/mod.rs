@@ -249,7 +249,12 @@ impl OidcClient {
         if let Some(secret) = &settings.client_secret {
             client = client.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned()));
         }
-        let http = |request| self.0.http.call(request);
+        // Owned, since a borrow in here would make the future of a handler not provably Send.
+        let http = self.0.http.clone();
+        let http = move |request| {
+            let http = http.clone();
+            async move { http.call(request).await }
+        };
         client
             .exchange_code(AuthorizationCode::new(code.to_owned()))
             .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()))

@@ -74,6 +74,9 @@ impl InternalApi {
         }
         if free || path == "/metrics" {
             return match (self.status)(&path) {
+                Some((status, body)) if body.starts_with('{') => {
+                    with_body(status, "application/json", body)
+                }
                 Some((status, body)) => with_body(status, "text/plain; charset=utf-8", body),
                 None => problem(StatusCode::NOT_FOUND, "not_found"),
             };

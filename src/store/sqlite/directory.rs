@@ -84,14 +84,27 @@ pub fn renew_node(
     lease: Duration,
     draining: bool,
 ) -> Result<bool, StoreError> {
-    let sql = format!(
-        "UPDATE nodes SET lease_expires_at = {NOW_MS} + ?2, draining = ?3 WHERE node_id = ?1"
-    );
-    let renewed = connection.prepare_cached(&sql)?.execute(params![
-        node.as_str(),
-        millis(lease),
-        draining
-    ])?;
+    if draining {
+        let begun = connection.execute(
+            "UPDATE nodes SET draining = 1 WHERE node_id = ?1 AND draining = 0",
+            [node.as_str()],
+        )?;
+        if begun == 1 {
+            let now = connection.query_row(&format!("SELECT {NOW_MS}"), [], |row| row.get(0))?;
+            let now = Timestamp::from_millis(now);
+            changes::append(
+                connection,
+                ChangeKind::NodeDraining,
+                node.as_str(),
+                None,
+                now,
+            )?;
+        }
+    }
+    let sql = format!("UPDATE nodes SET lease_expires_at = {NOW_MS} + ?2 WHERE node_id = ?1");
+    let renewed = connection
+        .prepare_cached(&sql)?
+        .execute(params![node.as_str(), millis(lease)])?;
     Ok(renewed == 1)
 }
 

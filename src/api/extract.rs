@@ -1,0 +1,214 @@
+//! Reads what a request says, strictly, in the order of the conventions: 415, 413, 400, 422.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::AppState;
+use super::error::Error;
+use crate::auth::access::Principal;
+use crate::store::PageRequest;
+
+/// Most items of a list.
+const MAX_LIMIT: u32 = 200;
+/// Items of a list when the request does not say.
+const DEFAULT_LIMIT: u32 = 50;
+
+/// Who asks; the gate has made sure that there is somebody.
+pub struct Caller(pub Principal);
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Error> {
+        let found = parts.extensions.get::<Principal>().cloned();
+        // Only a route that the table calls public gets here without a caller.
+        found.map(Self).ok_or_else(Error::unauthenticated)
+    }
+}
+
+/// A JSON body; an empty one is `{}`.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let limit = app.0.config.limits.json_body_bytes;
+        let declared = parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse::<u64>().ok());
+        let empty = http_body::Body::is_end_stream(&body);
+        if !empty && !is_json(&parts.headers) {
+            return Err(Error::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "Content-Type: application/json is needed",
+            ));
+        }
+        if declared.is_some_and(|length| usize::try_from(length).is_ok_and(|it| it > limit)) {
+            return Err(too_large(limit));
+        }
+        let bytes = read(body, limit).await?;
+        parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
+    }
+}
+
+async fn read(body: Body, limit: usize) -> Result<bytes::Bytes, Error> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+        Err(_) => Err(Error::bad_request("the request's body broke off")),
+    }
+}
+
+fn too_large(limit: usize) -> Error {
+    let detail = format!("the body may have at most {limit} bytes");
+    Error::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(|value| {
+            value
+                .split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_ascii_lowercase()
+        })
+        .is_some_and(|kind| {
+            matches!(
+                kind.as_str(),
+                "application/json" | "application/merge-patch+json"
+            )
+        })
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        // serde names unknown fields and expected types; its messages may repeat a wrong value, and a
+        // value may be a secret.
+        let detail = match error.classify() {
+            serde_json::error::Category::Data => describe(&error.to_string()),
+            _ => "the body is not JSON".to_owned(),
+        };
+        Error::bad_request(detail)
+    })
+}
+
+/// What serde says about a body of the wrong shape, without the values that it quotes.
+fn describe(message: &str) -> String {
+    let fact = message.split(" at line ").next().unwrap_or_default();
+    match fact.split_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid type") => {
+            format!("a field has the wrong type: {expected} is expected")
+        }
+        Some((found, expected)) if found.starts_with("unknown field") => {
+            format!("{found}; allowed: {expected}")
+        }
+        _ if fact.starts_with("missing field") || fact.starts_with("duplicate field") => {
+            fact.to_owned()
+        }
+        _ if fact.starts_with("unknown field") => fact.to_owned(),
+        _ => "a field has a value of the wrong kind".to_owned(),
+    }
+}
+
+/// A query string, strictly: an unknown parameter is an error.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Error> {
+        let parsed = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        parsed.map(|query| Self(query.0)).map_err(|rejection| {
+            let message = rejection.body_text();
+            let fact = message.rsplit(": ").next().unwrap_or_default();
+            match fact.starts_with("unknown field") {
+                true => Error::bad_request(format!("query: {fact}")),
+                false => Error::bad_request("the query cannot be read"),
+            }
+        })
+    }
+}
+
+/// Checks the parameters of a list.
+pub fn page(limit: Option<&str>, cursor: Option<String>) -> Result<PageRequest, Error> {
+    let limit = match limit {
+        None => DEFAULT_LIMIT,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|limit| (1..=MAX_LIMIT).contains(limit))
+            .ok_or_else(|| {
+                Error::invalid_field("limit", format!("a whole number from 1 to {MAX_LIMIT}"))
+            })?,
+    };
+    Ok(PageRequest { limit, cursor })
+}
+
+/// Checks a short text for people: a name.
+pub fn name(field: &str, text: &str) -> Result<String, Error> {
+    let text = text.trim();
+    let valid = (1..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    match valid {
+        true => Ok(text.to_owned()),
+        false => Err(Error::invalid_field(
+            field,
+            "1 to 100 characters, none of them a control character",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Example {
+        #[expect(dead_code, reason = "only parsing is tested")]
+        name: Option<String>,
+    }
+
+    fn refusal(body: &str) -> Error {
+        parse::<Example>(body.as_bytes()).expect_err("it is wrong")
+    }
+
+    #[test]
+    fn a_wrong_body_is_explained_without_repeating_its_values() {
+        assert!(refusal("{").detail().contains("not JSON"));
+        assert!(
+            refusal(r#"{"nme":1}"#)
+                .detail()
+                .contains("unknown field `nme`")
+        );
+        let wrong = refusal(r#"{"name":{"secret":"hunter2"}}"#);
+        assert!(wrong.detail().contains("string") && !wrong.detail().contains("hunter2"));
+        let deep = "[".repeat(100_000);
+        assert_eq!(refusal(&deep).status(), 400);
+    }
+
+    #[test]
+    fn names_and_limits_have_bounds() {
+        assert_eq!(name("name", " box ").expect("good"), "box");
+        for bad in ["", "   ", "a\u{0}b", &"x".repeat(101)] {
+            assert!(name("name", bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(page(None, None).expect("good").limit, DEFAULT_LIMIT);
+        for bad in ["0", "201", "-1", "ten", ""] {
+            assert!(page(Some(bad), None).is_err(), "{bad:?}");
+        }
+    }
+}

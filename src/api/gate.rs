@@ -1,0 +1,202 @@
+//! What every request passes before a handler sees it, in this order: who asks (401), whether the
+//! browser was made to ask (403), whether the thing exists (404), whether the caller may (403),
+//! whether the method is known (405).
+
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, Method, StatusCode, header};
+use tokio::time::Instant;
+use url::form_urlencoded;
+
+use super::error::Error;
+use super::routes::{PathRules, Rules};
+use super::{AppState, pages};
+use crate::auth::access::{Access, Denied, Principal};
+use crate::auth::csrf;
+use crate::forward::asks_for_websocket;
+use crate::types::{DeviceId, PairingCodeId};
+
+/// What the gate works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Gate {
+    /// The handlers' state.
+    pub app: AppState,
+    /// The rules of the route table.
+    pub rules: Arc<Rules>,
+}
+
+/// When the request arrived, for handlers that say where time went.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrived(pub Instant);
+
+/// Lets a request through or answers it.
+pub async fn check(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(Arrived(Instant::now()));
+    match gate.admit(&parts).await {
+        Ok(Some(principal)) => {
+            parts.extensions.insert(principal);
+        }
+        Ok(None) => {}
+        Err(answer) => return *answer,
+    }
+    next.run(Request::from_parts(parts, body)).await
+}
+
+type Refusal = Box<Response>;
+
+fn refuse(error: Error) -> Refusal {
+    Box::new(error.into_response())
+}
+
+impl Gate {
+    /// The caller, `None` for a public path.
+    async fn admit(&self, request: &Parts) -> Result<Option<Principal>, Refusal> {
+        let rules = request
+            .extensions
+            .get::<MatchedPath>()
+            .and_then(|path| self.rules.get(path.as_str()));
+        let path = request.uri.path();
+        let access = rules.and_then(|rules| rules.access(&request.method));
+        if access == Some(Access::Public) || (rules.is_none() && !is_api(path)) {
+            return Ok(None);
+        }
+        let principal = self.identify(request).await?;
+        let forwarded = rules.is_some_and(PathRules::is_forwarded);
+        if self.is_forged(request, forwarded) {
+            return Err(refuse(Error::new(
+                StatusCode::FORBIDDEN,
+                "cross_origin",
+                "another site may not make this request with your login; a program sends Edgecloud-Csrf: 1",
+            )));
+        }
+        let Some(rules) = rules else {
+            return Err(refuse(Error::not_found()));
+        };
+        let suffices = match access {
+            Some(Access::Role(role)) => principal.tenant.role >= role,
+            Some(Access::Login | Access::Public) => true,
+            None => false,
+        };
+        // What is forwarded finds out by itself, with one look at the device's session.
+        if !(forwarded && suffices) {
+            self.must_exist(request, &principal).await?;
+        }
+        match access {
+            None => Err(refuse(
+                Error::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "method_not_allowed",
+                    format!("allowed here: {}", rules.allow()),
+                )
+                .header(header::ALLOW, &rules.allow()),
+            )),
+            Some(Access::Role(role)) if !suffices => Err(refuse(Error::new(
+                StatusCode::FORBIDDEN,
+                "role_insufficient",
+                format!("this needs the role {} in the tenant", role.as_str()),
+            ))),
+            Some(_) => Ok(Some(principal)),
+        }
+    }
+
+    async fn identify(&self, request: &Parts) -> Result<Principal, Refusal> {
+        let auth = &self.app.0.auth;
+        let headers = &request.headers;
+        match auth.authenticate(headers).await {
+            Ok(principal) => Ok(principal),
+            Err(Denied::Unauthenticated) => {
+                let mut answer = unauthenticated(request);
+                if auth.cookies.is_sent(headers) && !headers.contains_key(header::AUTHORIZATION) {
+                    pages::set_cookie(&mut answer, &auth.cookies.expired_login());
+                }
+                Err(Box::new(answer))
+            }
+            Err(denied) => Err(refuse(denied.into())),
+        }
+    }
+
+    /// Whether a browser may have been made to send a request that came with a cookie.
+    fn is_forged(&self, request: &Parts, forwarded: bool) -> bool {
+        let (method, headers) = (&request.method, &request.headers);
+        let ours = self.app.0.public_url.origin();
+        if headers.contains_key(header::AUTHORIZATION) {
+            return false;
+        }
+        if forwarded && asks_for_websocket(headers) {
+            return csrf::is_foreign_websocket(headers, &ours);
+        }
+        csrf::is_forged(method, headers, &ours) || (forwarded && csrf::is_foreign_read(headers))
+    }
+
+    /// 404 for what does not exist and for what belongs to another tenant.
+    async fn must_exist(&self, request: &Parts, principal: &Principal) -> Result<(), Refusal> {
+        let (store, tenant) = (&self.app.0.store, &principal.tenant.id);
+        let mut segments = request.uri.path().split('/').skip(1);
+        let found = match (
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+        ) {
+            (Some("api"), Some("devices"), Some(id), _) => match id.parse::<DeviceId>() {
+                Ok(id) => store
+                    .find_device(tenant, &id)
+                    .await
+                    .map(|found| found.is_some()),
+                Err(_) => Ok(false),
+            },
+            (Some("api"), Some("pairing"), Some("codes"), Some(id)) => {
+                match id.parse::<PairingCodeId>() {
+                    Ok(id) => {
+                        let now = self.app.0.clock.now();
+                        let found = store.find_pairing_code(tenant, &id, now).await;
+                        found.map(|found| found.is_some())
+                    }
+                    Err(_) => Ok(false),
+                }
+            }
+            _ => Ok(true),
+        };
+        match found {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(refuse(Error::not_found())),
+            Err(error) => Err(refuse(error.into())),
+        }
+    }
+}
+
+/// Whether a path is the API's, also where there is nothing.
+pub fn is_api(path: &str) -> bool {
+    path == "/api" || path.starts_with("/api/")
+}
+
+/// A program gets 401; a browser that navigates is led to the sign-in. A navigation from another site
+/// came without the Strict cookie that there may be: the page that it gets asks again from here.
+fn unauthenticated(request: &Parts) -> Response {
+    let headers = &request.headers;
+    let navigates = request.method == Method::GET && text(headers, "sec-fetch-mode") == "navigate";
+    match text(headers, "sec-fetch-site") {
+        "cross-site" | "same-site" if navigates => pages::ask_again(),
+        "same-origin" | "none" if navigates => {
+            let target = request
+                .uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str());
+            let return_to: String = form_urlencoded::byte_serialize(target.as_bytes()).collect();
+            pages::see_other(&format!("/api/auth/login?return_to={return_to}"))
+        }
+        _ => Error::unauthenticated().into_response(),
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}

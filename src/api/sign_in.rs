@@ -1,0 +1,337 @@
+//! Sign-in through the provider, who is signed in, and sign-out.
+
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::Error;
+use super::extract::{Caller, Query};
+use super::openapi::{Doc, schema};
+use super::{AppState, pages};
+use crate::auth::oidc::{CallbackParams, OidcError, SignedIn};
+use crate::auth::pending::{
+    PENDING_FOR, PendingCookies, PendingLogin, cookie_name, expired_cookie,
+};
+use crate::auth::return_to::sanitize_return_to;
+use crate::device_token::sha256;
+use crate::store::{Membership, NewLogin, StoreError};
+use crate::types::{LoginId, RequestId};
+
+/// The parameters of a sign-in.
+#[derive(Deserialize)]
+pub struct LoginQuery {
+    return_to: Option<String>,
+}
+
+fn redirect_uri(app: &AppState) -> String {
+    format!("{}/api/auth/callback", app.0.public_url.origin())
+}
+
+/// Leads the browser to the provider.
+pub async fn login(
+    State(app): State<AppState>,
+    Extension(id): Extension<RequestId>,
+    query: Result<Query<LoginQuery>, Error>,
+    headers: HeaderMap,
+) -> Response {
+    let destination = headers.get("sec-fetch-dest");
+    if destination.is_some_and(|destination| destination != "document") {
+        let detail = "a sign-in begins with a navigation of the whole page";
+        return Error::new(StatusCode::FORBIDDEN, "navigation_required", detail).into_response();
+    }
+    let return_to = query.ok().and_then(|query| query.0.return_to);
+    let return_to = sanitize_return_to(return_to.as_deref().unwrap_or("/"));
+    let (url, pending) = match app.0.oidc.begin(&redirect_uri(&app), return_to).await {
+        Ok(begun) => begun,
+        Err(error) => return failed(&id, &error),
+    };
+    let cookies = &app.0.auth.cookies;
+    let mut response = pages::see_other(url.as_str());
+    let brought = PendingCookies::from_headers(&headers, cookies.keys(), app.0.clock.now());
+    for name in brought.surplus() {
+        pages::set_cookie(&mut response, &expired_cookie(name, cookies.is_secure()));
+    }
+    let pending = pending.to_cookie(cookies.keys(), cookies.is_secure());
+    pages::set_cookie(&mut response, &pending);
+    response
+}
+
+/// A sign-in that did not succeed, as a page with a way back.
+fn failed(id: &RequestId, error: &OidcError) -> Response {
+    tracing::warn!(%error, %id, "a sign-in failed");
+    let (status, text) = match error {
+        OidcError::Unavailable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The sign-in service does not answer at the moment. Please try again in a minute.",
+        ),
+        OidcError::Unusable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The sign-in service is not set up as it has to be. Please tell the operator.",
+        ),
+        OidcError::Refused(_) => (
+            StatusCode::BAD_REQUEST,
+            "The sign-in was not completed. Please try again.",
+        ),
+    };
+    pages::notice(status, "Sign-in failed", text, ("/", "Back to edgecloud"))
+}
+
+fn refused(text: &str) -> Response {
+    let back = ("/", "Back to edgecloud");
+    pages::notice(StatusCode::BAD_REQUEST, "Sign-in failed", text, back)
+}
+
+/// Takes the browser back from the provider.
+pub async fn callback(
+    State(app): State<AppState>,
+    Extension(id): Extension<RequestId>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let (now, cookies) = (app.0.clock.now(), &app.0.auth.cookies);
+    let Ok(params) = CallbackParams::parse(query.as_deref().unwrap_or_default()) else {
+        return refused("The answer of the sign-in service cannot be read.");
+    };
+    let state = params.state.as_deref().unwrap_or_default();
+    let mut brought = PendingCookies::from_headers(&headers, cookies.keys(), now);
+    let Some(pending) = brought.take(state) else {
+        return refused("This sign-in was not begun in this browser, or too long ago.");
+    };
+    let mut response = match finish(&app, &pending, &params, &id).await {
+        Ok(response) => {
+            end_previous(&app, &headers).await;
+            response
+        }
+        Err(response) => *response,
+    };
+    let used = expired_cookie(&cookie_name(state), cookies.is_secure());
+    pages::set_cookie(&mut response, &used);
+    response
+}
+
+async fn finish(
+    app: &AppState,
+    pending: &PendingLogin,
+    params: &CallbackParams,
+    id: &RequestId,
+) -> Result<Response, Box<Response>> {
+    let store_failed = |error: StoreError| {
+        tracing::warn!(%error, "a sign-in could not be recorded");
+        Box::new(pages::notice(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Sign-in failed",
+            "The service is not available for the moment. Please try again.",
+            ("/", "Back to edgecloud"),
+        ))
+    };
+    let now = app.0.clock.now();
+    // Before the provider hears of it: a second use of its code could revoke the first login's tokens.
+    let used_up = app
+        .0
+        .store
+        .use_state(sha256(pending.state.as_bytes()), now.plus(PENDING_FOR))
+        .await
+        .map_err(store_failed)?;
+    if !used_up {
+        return Err(Box::new(refused("This sign-in was completed before.")));
+    }
+    let signed_in = app
+        .0
+        .oidc
+        .finish(&redirect_uri(app), pending, params)
+        .await
+        .map_err(|error| Box::new(failed(id, &error)))?;
+    let (cookie, login) = new_login(app, signed_in);
+    match app.0.store.sign_in(login, now).await {
+        Ok(user) => tracing::info!(%user, "signed in"),
+        Err(StoreError::Conflict(_)) => {
+            return Err(Box::new(pages::notice(
+                StatusCode::FORBIDDEN,
+                "No access",
+                "Your account is known, but it belongs to no tenant here. Please ask your administrator.",
+                ("/", "Back to edgecloud"),
+            )));
+        }
+        Err(error) => return Err(store_failed(error)),
+    }
+    let mut response = pages::see_other(&pending.return_to);
+    pages::set_cookie(&mut response, &cookie);
+    Ok(response)
+}
+
+fn new_login(app: &AppState, signed_in: SignedIn) -> (cookie::Cookie<'static>, NewLogin) {
+    let (cookie, secret_hash) = app.0.auth.cookies.issue_login();
+    let (now, settings) = (app.0.clock.now(), &app.0.config.login);
+    let login = NewLogin {
+        id: LoginId::random(),
+        secret_hash,
+        issuer: signed_in.issuer,
+        subject: signed_in.subject,
+        email: signed_in.email,
+        name: signed_in.name,
+        sid: signed_in.sid,
+        tenants: signed_in.tenants,
+        idle_expires_at: now.plus(settings.idle_timeout),
+        expires_at: now.plus(settings.absolute_timeout),
+    };
+    (cookie, login)
+}
+
+/// The login that the browser had is over with the new one.
+async fn end_previous(app: &AppState, headers: &HeaderMap) {
+    let now = app.0.clock.now();
+    let Some(hash) = app.0.auth.cookies.read_login(headers) else {
+        return;
+    };
+    let ended = async {
+        let Some(login) = app.0.store.find_login(hash, now).await? else {
+            return Ok(());
+        };
+        app.0.store.end_login(&login.id, now).await?;
+        app.0.live.end_login(&login.id);
+        Ok::<_, StoreError>(())
+    };
+    if let Err(error) = ended.await {
+        tracing::warn!(%error, "the previous login could not be ended");
+    }
+}
+
+/// The person, as shown to themselves.
+#[derive(Serialize, ToSchema)]
+pub struct MeUser {
+    #[schema(value_type = String)]
+    id: crate::types::UserId,
+    email: Option<String>,
+    name: Option<String>,
+}
+
+/// The login, as shown to its person.
+#[derive(Serialize, ToSchema)]
+pub struct MeLogin {
+    #[schema(value_type = String)]
+    id: LoginId,
+    #[schema(value_type = String, format = DateTime)]
+    expires_at: crate::types::Timestamp,
+}
+
+/// A tenant and the caller's role in it.
+#[derive(Serialize, ToSchema)]
+pub struct MeTenant {
+    #[schema(value_type = String)]
+    id: crate::types::TenantId,
+    name: String,
+    role: &'static str,
+}
+
+impl From<Membership> for MeTenant {
+    fn from(membership: Membership) -> Self {
+        Self {
+            id: membership.id,
+            name: membership.name,
+            role: membership.role.as_str(),
+        }
+    }
+}
+
+/// Who is signed in.
+#[derive(Serialize, ToSchema)]
+pub struct Me {
+    user: MeUser,
+    login: MeLogin,
+    /// The tenant that this request is about.
+    tenant: MeTenant,
+    /// All tenants of the person.
+    tenants: Vec<MeTenant>,
+}
+
+/// Tells who is signed in.
+pub async fn me(Caller(principal): Caller) -> Json<Me> {
+    Json(Me {
+        user: MeUser {
+            id: principal.user.id,
+            email: principal.user.email,
+            name: principal.user.name,
+        },
+        login: MeLogin {
+            id: principal.login,
+            expires_at: principal.login_expires_at,
+        },
+        tenant: principal.tenant.into(),
+        tenants: principal.memberships.into_iter().map(Into::into).collect(),
+    })
+}
+
+/// Where a browser that has signed out goes.
+#[derive(Serialize, ToSchema)]
+pub struct SignedOut {
+    /// The provider's own sign-out, if it has one.
+    end_session_url: Option<String>,
+}
+
+/// Ends the login.
+pub async fn logout(
+    State(app): State<AppState>,
+    Caller(principal): Caller,
+    Extension(id): Extension<RequestId>,
+) -> Result<Response, Error> {
+    app.0
+        .store
+        .end_login(&principal.login, app.0.clock.now())
+        .await?;
+    app.0.live.end_login(&principal.login);
+    tracing::info!(user = %principal.user.id, %id, "signed out");
+    let back = format!("{}/", app.0.public_url.origin());
+    let end_session_url = app.0.oidc.end_session_url(&back).await;
+    let mut response = Json(SignedOut {
+        end_session_url: end_session_url.map(Into::into),
+    })
+    .into_response();
+    pages::set_cookie(&mut response, &app.0.auth.cookies.expired_login());
+    // Not "cookies": that would clear those of the whole registrable domain.
+    let clear = HeaderValue::from_static("\"cache\", \"storage\"");
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("clear-site-data"), clear);
+    Ok(response)
+}
+
+/// Describes [`login`].
+pub fn login_doc() -> Doc {
+    Doc::new("auth", "Begin a sign-in: leads the browser to the provider")
+        .query("return_to", "Path on this host to go to afterwards")
+        .answer(303, "To the provider, or to the same address on public_url")
+        .answer(403, "Not a navigation of the whole page")
+        .answer(503, "The provider does not answer: a page")
+}
+
+/// Describes [`callback`].
+pub fn callback_doc() -> Doc {
+    Doc::new(
+        "auth",
+        "Finish a sign-in: where the provider sends the browser back",
+    )
+    .query("state", "What the sign-in began with")
+    .query("code", "To be exchanged for tokens")
+    .query("iss", "The provider (RFC 9207)")
+    .query("error", "Why the provider refused")
+    .answer(303, "Signed in: to the path that the sign-in began with")
+    .answer(400, "Not a sign-in of this browser, or refused: a page")
+    .answer(503, "The provider does not answer: a page")
+}
+
+/// Describes [`me`].
+pub fn me_doc() -> Doc {
+    Doc::new("auth", "Who is signed in").returns(200, "The caller", schema::<Me>())
+}
+
+/// Describes [`logout`].
+pub fn logout_doc() -> Doc {
+    Doc::new(
+        "auth",
+        "Sign out: end the login and everything that is open on its behalf",
+    )
+    .returns(200, "Signed out", schema::<SignedOut>())
+}

@@ -1,0 +1,290 @@
+//! Which header fields cross, in both directions, and what is set on the way.
+//!
+//! Hop-by-hop fields go first (RFC 9110 §7.6.1), ours are set last: naming one of ours in
+//! `Connection` must not remove it.
+
+use std::fmt::Write;
+
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue};
+
+use super::{Caller, Door};
+use crate::auth::cookies::Cookies;
+
+/// Passed on as `Authorization` on the cloud's host, where `Authorization` is the cloud's own.
+pub const DEVICE_AUTHORIZATION: &str = "edgecloud-device-authorization";
+/// How the agent says that it could not reach the origin.
+pub const AGENT_ERROR: &str = "edgecloud-agent-error";
+/// What a device may run in the cloud's origin: nothing (an opaque origin).
+const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
+
+const HOP_BY_HOP: &[&str] = &[
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Fields of a response that speak for a whole host or its neighbours.
+const SPEAKS_FOR_HOST: &[&str] = &[
+    "alt-svc",
+    "clear-site-data",
+    "nel",
+    "report-to",
+    "reporting-endpoints",
+    "strict-transport-security",
+];
+
+/// The names that a `Connection` field lists.
+fn listed(headers: &HeaderMap) -> Vec<String> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+/// Whether `Connection` and `Upgrade` ask for a WebSocket (RFC 6455 §4.1).
+pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let mut upgrades = headers.get_all(header::UPGRADE).iter();
+    let first = upgrades.next().and_then(|value| value.to_str().ok());
+    let only = upgrades.next().is_none();
+    let websocket = first.is_some_and(|value| value.trim().eq_ignore_ascii_case("websocket"));
+    only && websocket && listed(headers).iter().any(|name| name == "upgrade")
+}
+
+/// Whether the client can take trailers (RFC 9110 §10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| {
+            part.split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .eq_ignore_ascii_case("trailers")
+        })
+}
+
+/// What of a client's request goes to the device.
+pub fn to_device(
+    incoming: &HeaderMap,
+    caller: &Caller,
+    origin_host: &str,
+    via: &HeaderValue,
+    websocket: bool,
+) -> HeaderMap {
+    let listed = listed(incoming);
+    let mut headers = HeaderMap::with_capacity(incoming.len() + 12);
+    for (name, value) in incoming {
+        if !stays_here(name, &listed, &caller.door) {
+            headers.append(name, value.clone());
+        }
+    }
+    pass_credentials(&mut headers, incoming, &caller.door);
+    if takes_trailers(incoming) {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.append(header::CONNECTION, HeaderValue::from_static("TE"));
+    }
+    if websocket {
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    }
+    set(&mut headers, header::HOST, origin_host);
+    rewrite_source(&mut headers, header::ORIGIN, &caller.door, origin_host);
+    rewrite_source(&mut headers, header::REFERER, &caller.door, origin_host);
+    headers.append(header::VIA, via.clone());
+    set_origin_of_request(&mut headers, caller);
+    headers
+}
+
+fn stays_here(name: &HeaderName, listed: &[String], door: &Door) -> bool {
+    let name = name.as_str();
+    HOP_BY_HOP.contains(&name)
+        || listed.iter().any(|hop| hop == name)
+        || name.contains('_')
+        || name.starts_with("edgecloud-")
+        || name.starts_with("x-forwarded-")
+        || matches!(name, "forwarded" | "host" | "cookie" | "x-real-ip")
+        || (name == "authorization" && !door.is_device_host())
+}
+
+/// The device's own cookies and credentials; never the cloud's.
+fn pass_credentials(headers: &mut HeaderMap, incoming: &HeaderMap, door: &Door) {
+    let mut cookies = String::new();
+    let values = incoming.get_all(header::COOKIE).iter();
+    for pair in values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+    {
+        let pair = pair.trim();
+        let name = pair.split('=').next().unwrap_or_default();
+        if !pair.is_empty() && !Cookies::is_ours(name) {
+            let separator = if cookies.is_empty() { "" } else { "; " };
+            cookies.push_str(separator);
+            cookies.push_str(pair);
+        }
+    }
+    if !cookies.is_empty() {
+        set(headers, header::COOKIE, &cookies);
+    }
+    if !door.is_device_host()
+        && let Some(value) = incoming.get(DEVICE_AUTHORIZATION)
+    {
+        headers.insert(header::AUTHORIZATION, value.clone());
+    }
+}
+
+/// `Origin` and `Referer` that name our host name the origin's instead.
+fn rewrite_source(headers: &mut HeaderMap, name: HeaderName, door: &Door, origin_host: &str) {
+    let Some(text) = headers.get(&name).and_then(|value| value.to_str().ok()) else {
+        return;
+    };
+    let Some(rest) = after_host(text, &door.origin()) else {
+        return;
+    };
+    let path = match rest.strip_prefix(&door.prefix) {
+        Some(path) if path.is_empty() || path.starts_with(['/', '?']) => path,
+        // Another page of the cloud's host is not the device's business.
+        _ if rest.is_empty() => "",
+        _ => "/",
+    };
+    let rewritten = format!("http://{origin_host}{path}");
+    set(headers, name, &rewritten);
+}
+
+fn set_origin_of_request(headers: &mut HeaderMap, caller: &Caller) {
+    let Door {
+        scheme,
+        authority,
+        prefix,
+        ..
+    } = &caller.door;
+    let chain: Vec<String> = caller
+        .client
+        .chain
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    set_name(headers, "x-forwarded-for", &chain.join(", "));
+    set_name(headers, "x-forwarded-proto", scheme);
+    set_name(headers, "x-forwarded-host", authority);
+    if !prefix.is_empty() {
+        set_name(headers, "x-forwarded-prefix", prefix);
+    }
+    let mut forwarded = String::new();
+    for addr in &caller.client.chain {
+        let separator = if forwarded.is_empty() { "" } else { ", " };
+        // RFC 7239 §6: an IPv6 address stands in brackets and quotes.
+        let _ = match addr.is_ipv6() {
+            true => write!(forwarded, "{separator}for=\"[{addr}]\""),
+            false => write!(forwarded, "{separator}for={addr}"),
+        };
+    }
+    let _ = write!(forwarded, ";host=\"{authority}\";proto={scheme}");
+    set(headers, header::FORWARDED, &forwarded);
+    set_name(headers, "edgecloud-user", caller.user.as_str());
+    set_name(headers, "edgecloud-tenant", caller.tenant.as_str());
+    set_name(headers, "edgecloud-request-id", caller.request_id.as_str());
+}
+
+/// What of a device's response goes to the caller.
+pub fn to_caller(incoming: &HeaderMap, door: &Door, origin_host: &str) -> HeaderMap {
+    let listed = listed(incoming);
+    let mut headers = HeaderMap::with_capacity(incoming.len() + 4);
+    for (name, value) in incoming {
+        let text = name.as_str();
+        let dropped = HOP_BY_HOP.contains(&text)
+            || listed.iter().any(|hop| hop == text)
+            || SPEAKS_FOR_HOST.contains(&text)
+            || text.starts_with("edgecloud-")
+            || (*name == header::SET_COOKIE && !may_set_cookie(value, door))
+            || (text.starts_with("access-control-") && !door.is_device_host());
+        if !dropped {
+            headers.append(name, value.clone());
+        }
+    }
+    rewrite_location(&mut headers, door, origin_host);
+    if !door.is_device_host() {
+        // Beside the device's own policies: a browser obeys all of them.
+        headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
+        let nosniff = HeaderValue::from_static("nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    }
+    headers
+}
+
+/// On its own host a device may set host-only cookies under names that are not ours.
+fn may_set_cookie(value: &HeaderValue, door: &Door) -> bool {
+    let Ok(text) = value.to_str() else {
+        return false;
+    };
+    let mut parts = text.split(';');
+    let name = parts
+        .next()
+        .and_then(|pair| pair.split('=').next())
+        .unwrap_or_default();
+    let has_domain = parts.any(|attribute| {
+        let attribute = attribute.split('=').next().unwrap_or_default();
+        attribute.trim().eq_ignore_ascii_case("domain")
+    });
+    door.is_device_host() && !has_domain && !Cookies::is_ours(name)
+}
+
+fn rewrite_location(headers: &mut HeaderMap, door: &Door, origin_host: &str) {
+    let Some(text) = headers
+        .get(header::LOCATION)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return;
+    };
+    let ours = door.origin();
+    let of_origin = ["http:", "https:", ""]
+        .iter()
+        .find_map(|scheme| after_host(text, &format!("{scheme}//{origin_host}")));
+    let (base, path) = match (of_origin, after_host(text, &ours)) {
+        (Some(path), _) | (None, Some(path)) => (ours.as_str(), path),
+        (None, None) if text.starts_with('/') && !text.starts_with("//") => ("", text),
+        (None, None) => return,
+    };
+    let inside = path
+        .strip_prefix(&door.prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
+    let prefix = if inside { "" } else { door.prefix.as_str() };
+    let rewritten = format!("{base}{prefix}{path}");
+    set(headers, header::LOCATION, &rewritten);
+}
+
+/// What follows `host` in a URL that begins with exactly that host.
+fn after_host<'t>(text: &'t str, host: &str) -> Option<&'t str> {
+    let start = text.get(..host.len())?;
+    let rest = &text[host.len()..];
+    let ends = rest.is_empty() || rest.starts_with(['/', '?', '#']);
+    (ends && start.eq_ignore_ascii_case(host)).then_some(rest)
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, text: &str) {
+    // What was in a header before, an id or an address, is a valid value; anything else stays out.
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(name, value);
+    }
+}
+
+fn set_name(headers: &mut HeaderMap, name: &'static str, text: &str) {
+    set(headers, HeaderName::from_static(name), text);
+}
+
+#[cfg(test)]
+#[path = "headers_tests.rs"]
+mod tests;

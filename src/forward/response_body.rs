@@ -1,0 +1,217 @@
+//! The body of a device's response on its way to the caller: streamed, cut when the login or the
+//! device's place in the tenant ends, and at its end the connection goes back into the pool.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::pool::{OriginConnection, Pool, SessionKey};
+use super::request_body::{Progress, Stage};
+use crate::auth::live::LiveStream;
+
+/// The last words of an event stream whose login has ended.
+const BYE: &[u8] = b"event: bye\ndata: {\"reason\":\"login_ended\"}\n\n";
+
+/// Why a body was cut off; the caller sees a broken connection, never a clean end.
+#[derive(Debug, thiserror::Error)]
+pub enum Cut {
+    /// The device or its tunnel broke off.
+    #[error("the device broke off")]
+    Device(#[from] hyper::Error),
+    /// The device sent nothing for too long.
+    #[error("the device paused for too long")]
+    Idle,
+    /// The login or the device's place in the tenant ended.
+    #[error("the login or the device is no longer valid")]
+    Ended,
+}
+
+/// What a response keeps alive while it runs.
+pub struct Keep {
+    /// Cut when this ends.
+    pub live: LiveStream,
+    /// The connection that the response comes over.
+    pub connection: OriginConnection,
+    /// Where the connection goes afterwards.
+    pub pool: Pool,
+    /// In which place.
+    pub key: SessionKey,
+    /// The request's body, which must be complete before the connection can be used again.
+    pub progress: Progress,
+}
+
+type Ended = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A response's body.
+pub struct ResponseBody {
+    inner: Incoming,
+    keep: Option<Keep>,
+    ended: Ended,
+    pause: Option<Pause>,
+    events: Option<EventTail>,
+    over: bool,
+}
+
+struct Pause {
+    limit: Duration,
+    waiting_since: Option<Instant>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Pause {
+    /// Counts only the time in which the device is waited for.
+    fn poll_too_long(&mut self, cx: &mut Context<'_>) -> bool {
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let deadline = since + self.limit;
+        if self.sleep.deadline() < deadline {
+            self.sleep.as_mut().reset(deadline);
+        }
+        self.sleep.as_mut().poll(cx).is_ready()
+    }
+}
+
+/// The last two bytes of an event stream: between two events there is an empty line.
+struct EventTail([u8; 2]);
+
+impl EventTail {
+    fn follow(&mut self, bytes: &[u8]) {
+        // Two line ends are four bytes at most.
+        let last = &bytes[bytes.len().saturating_sub(4)..];
+        for byte in last.iter().filter(|byte| **byte != b'\r') {
+            self.0 = [self.0[1], *byte];
+        }
+    }
+
+    fn is_between_events(&self) -> bool {
+        self.0 == *b"\n\n"
+    }
+}
+
+impl ResponseBody {
+    /// Wraps a body. `idle` limits the device's pauses; an event stream has no limit and gets last
+    /// words.
+    pub fn new(inner: Incoming, keep: Keep, idle: Duration, is_event_stream: bool) -> Self {
+        let ended = keep.live.ended_owned();
+        let pause = (!is_event_stream).then(|| Pause {
+            limit: idle,
+            waiting_since: None,
+            sleep: Box::pin(sleep_until(Instant::now() + idle)),
+        });
+        let mut body = Self {
+            over: false,
+            ended: Box::pin(ended),
+            pause,
+            events: is_event_stream.then_some(EventTail(*b"\n\n")),
+            keep: Some(keep),
+            inner,
+        };
+        if body.inner.is_end_stream() {
+            body.finish();
+        }
+        body
+    }
+
+    /// Puts the connection back if both directions are complete.
+    fn finish(&mut self) {
+        if let Some(keep) = self.keep.take()
+            && keep.progress.stage().0 == Stage::Complete
+        {
+            keep.pool.put(keep.key, keep.connection);
+        }
+    }
+
+    fn cut(&mut self, cut: Cut) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.over = true;
+        // The stream is reset with its connection.
+        self.keep = None;
+        if let (Cut::Ended, Some(events)) = (&cut, &self.events)
+            && events.is_between_events()
+        {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BYE)))));
+        }
+        Poll::Ready(Some(Err(cut)))
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if self.keep.is_some() && self.ended.as_mut().poll(cx).is_ready() {
+            return self.cut(Cut::Ended);
+        }
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Pending => {
+                let too_long = self
+                    .pause
+                    .as_mut()
+                    .is_some_and(|pause| pause.poll_too_long(cx));
+                if too_long {
+                    return self.cut(Cut::Idle);
+                }
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(pause) = &mut self.pause {
+                    pause.waiting_since = None;
+                }
+                if let (Some(events), Some(data)) = (&mut self.events, frame.data_ref()) {
+                    events.follow(data);
+                }
+                if self.inner.is_end_stream() {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => self.cut(error.into()),
+            Poll::Ready(None) => {
+                self.over = true;
+                self.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_come_between_events_only() {
+        let mut tail = EventTail(*b"\n\n");
+        assert!(tail.is_between_events(), "before the first event");
+        for (bytes, between) in [
+            (&b"data: 1\n"[..], false),
+            (b"\n", true),
+            (b"", true),
+            (b"data: 2\r\n\r", false),
+            (b"\n", true),
+            (b"da", false),
+        ] {
+            tail.follow(bytes);
+            assert_eq!(tail.is_between_events(), between, "{bytes:?}");
+        }
+    }
+}
