@@ -22,6 +22,7 @@ pub struct Lifecycle {
     /// A task that must not end has ended.
     pub failed: CancellationToken,
     tasks: TaskTracker,
+    listeners: TaskTracker,
 }
 
 impl Lifecycle {
@@ -54,9 +55,21 @@ impl Lifecycle {
         })
     }
 
-    /// For tasks whose number is bounded by what spawns them.
-    pub fn tasks(&self) -> &TaskTracker {
-        &self.tasks
+    /// Runs a listener: a vital task that ends by itself after `stop`, when what it has accepted is
+    /// finished.
+    pub fn spawn_listener(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let listener = self.listeners.track_future(task);
+        self.spawn_vital(name, listener);
+    }
+
+    /// Waits until all listeners have finished what they had accepted.
+    pub async fn served(&self) {
+        self.listeners.close();
+        self.listeners.wait().await;
     }
 
     /// Whether new work is welcome.

@@ -1,5 +1,6 @@
 //! Logs to standard error, and the process's metrics.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use tracing_subscriber::filter::LevelFilter;
@@ -30,7 +31,10 @@ impl Telemetry {
     pub fn start(config: &LogConfig) -> Self {
         let (filter, handle) = reload::Layer::new(filter(&config.level));
         let lines = match config.format {
-            LogFormat::Text => fmt::layer().with_writer(std::io::stderr).boxed(),
+            LogFormat::Text => fmt::layer()
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(std::io::stderr)
+                .boxed(),
             LogFormat::Json => fmt::layer()
                 .json()
                 .flatten_event(true)

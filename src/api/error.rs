@@ -162,6 +162,8 @@ impl Error {
             return;
         };
         *response.body_mut() = error.body(request_id).into();
+        // The router has counted the empty body that was here.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
     }

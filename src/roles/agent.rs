@@ -1,0 +1,5 @@
+//! x
+use super::Failure;
+pub fn run(_: crate::cli::AgentArgs) -> Result<(), Failure> {
+    Ok(())
+}
