@@ -4,7 +4,7 @@
 //! mistakes are found in one go; each is one line that names the key, the value (unless it is
 //! secret) and what is allowed.
 
-mod checks;
+pub(crate) mod checks;
 mod keys;
 mod reader;
 mod sections;

@@ -1,0 +1,104 @@
+//! A stream of the tunnel and a TCP connection, joined byte by byte.
+//!
+//! Each direction ends on its own. What is cut off on one side is cut off on the other, never ended
+//! cleanly: the far end must not take half a body for a whole one.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Copy buffer per direction, in bytes.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How much is read away after the last answer on a stream, in bytes.
+const DRAIN_BYTES: u64 = 1024 * 1024;
+/// How long that may take.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// A TCP connection that is reset when dropped, unless all went well.
+pub struct Upstream {
+    tcp: TcpStream,
+    complete: bool,
+}
+
+impl Upstream {
+    /// Takes charge of a connection.
+    pub fn new(tcp: TcpStream) -> Self {
+        Self {
+            tcp,
+            complete: false,
+        }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if !self.complete {
+            // A socket that is gone already needs no reset.
+            let _ = self.tcp.set_zero_linger();
+        }
+    }
+}
+
+/// Where a copy broke off.
+enum Broken {
+    Source,
+    Sink,
+}
+
+/// Joins a stream and a connection until both directions have ended; `ahead` was read from the
+/// stream already. Returning drops both ends: clean where the bytes were whole, reset otherwise.
+pub async fn splice<S>(stream: S, mut upstream: Upstream, ahead: &[u8])
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut from_opener, mut to_opener) = tokio::io::split(stream);
+    let (mut from_origin, mut to_origin) = upstream.tcp.split();
+    let upload = async {
+        let copied = match to_origin.write_all(ahead).await {
+            Ok(()) => copy(&mut from_opener, &mut to_origin).await,
+            Err(_) => Err(Broken::Sink),
+        };
+        match copied {
+            Ok(()) => Ok(true),
+            // An origin may answer before it has read everything: its answer still counts.
+            Err(Broken::Sink) => Ok(false),
+            Err(Broken::Source) => Err(Broken::Source),
+        }
+    };
+    let download = copy(&mut from_origin, &mut to_opener);
+    if let Ok((read_to_its_end, ())) = tokio::try_join!(upload, download) {
+        upstream.complete = true;
+        if !read_to_its_end {
+            drain(&mut from_opener).await;
+        }
+    }
+}
+
+async fn copy<R, W>(source: &mut R, sink: &mut W) -> Result<(), Broken>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let read = source.read(&mut buffer).await;
+        match read.map_err(|_| Broken::Source)? {
+            0 => return sink.shutdown().await.map_err(|_| Broken::Sink),
+            read => {
+                let written = sink.write_all(&buffer[..read]).await;
+                written.map_err(|_| Broken::Sink)?;
+            }
+        }
+    }
+}
+
+/// Reads away what the opener still sends, within bounds: a stream dropped too early is reset, and
+/// the opener could lose an answer that it has not read yet.
+pub async fn drain<R: AsyncRead + Unpin>(source: &mut R) {
+    let mut sink = tokio::io::sink();
+    let mut rest = source.take(DRAIN_BYTES);
+    // However this ends, the stream is dropped next.
+    let _ = timeout(DRAIN_TIME, tokio::io::copy(&mut rest, &mut sink)).await;
+}
