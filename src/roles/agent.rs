@@ -1,5 +1,60 @@
-//! x
-use super::Failure;
-pub fn run(_: crate::cli::AgentArgs) -> Result<(), Failure> {
-    Ok(())
+//! `agent`: the program on the device.
+
+use std::path::PathBuf;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, runtime};
+use crate::agent::{Agent, AgentConfig};
+use crate::cli::AgentArgs;
+use crate::config::{LogConfig, environment};
+use crate::runtime::{Asked, Signals};
+use crate::telemetry::Telemetry;
+use crate::types::Clock;
+
+/// Runs the agent until a signal.
+pub fn run(args: AgentArgs) -> Result<(), Failure> {
+    let config = AgentConfig::from_args(args, default_state_dir())
+        .map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+    Telemetry::start(&LogConfig {
+        level: "info".to_owned(),
+        ..LogConfig::default()
+    });
+    runtime()?.block_on(async {
+        let mut signals = Signals::listen()?;
+        let stop = CancellationToken::new();
+        let agent = tokio::select! {
+            agent = Agent::prepare(config, Clock::system()) => agent?,
+            () = asked_to_stop(&mut signals) => return Ok(()),
+        };
+        let running = agent.run(stop.clone());
+        let stopping = async {
+            asked_to_stop(&mut signals).await;
+            stop.cancel();
+            // A second signal does not wait for a polite end.
+            asked_to_stop(&mut signals).await;
+        };
+        tokio::select! {
+            ended = running => Ok(ended?),
+            () = stopping => Ok(()),
+        }
+    })
+}
+
+async fn asked_to_stop(signals: &mut Signals) {
+    // The agent has nothing that could be read again.
+    while signals.next().await == Asked::Reload {}
+}
+
+/// `$XDG_STATE_HOME/edgecloud`, by default `~/.local/state/edgecloud` (XDG Base Directory).
+fn default_state_dir() -> Option<PathBuf> {
+    let environment = environment();
+    let value = |wanted: &str| {
+        let found = environment.iter().find(|(name, _)| name == wanted);
+        found
+            .map(|(_, value)| PathBuf::from(value))
+            .filter(|path| path.is_absolute())
+    };
+    let state_home = value("XDG_STATE_HOME").or_else(|| Some(value("HOME")?.join(".local/state")));
+    Some(state_home?.join("edgecloud"))
 }
