@@ -200,3 +200,14 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_segments_are_the_api() {
+        assert!(is_api("/api") && is_api("/api/") && is_api("/api/x"));
+        assert!(!is_api("/apiary") && !is_api("/") && !is_api("/API/x"));
+    }
+}
