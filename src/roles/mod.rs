@@ -14,6 +14,8 @@ mod api;
 ))]
 mod demo;
 #[cfg(feature = "_server")]
+mod healthcheck;
+#[cfg(feature = "_server")]
 mod maintenance;
 #[cfg(feature = "proxy")]
 mod proxy;
@@ -54,7 +56,7 @@ pub fn run(cli: Cli) -> ExitCode {
         #[cfg(feature = "api")]
         Command::Openapi => print(crate::api::openapi::text()).map_err(Failure::from),
         #[cfg(feature = "_server")]
-        Command::Healthcheck(args) => maintenance::healthcheck(&args.into()),
+        Command::Healthcheck(args) => healthcheck::run(&args.into()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,12 @@ mod local;
 pub mod node;
 mod registry;
 mod remote;
+#[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests end with their runtime, which owns their tasks"
+)]
+mod tests;
 #[cfg(feature = "proxy")]
 pub mod tunnels;
 

@@ -6,7 +6,7 @@ pub mod server;
 
 mod client;
 
-pub use client::{InternalClient, Target};
+pub use client::{CLOSE_DEADLINE, InternalClient, Target};
 
 /// The prefix of every path of the internal API.
 pub const PREFIX: &str = "/internal/v1/sessions";
