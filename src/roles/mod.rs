@@ -87,6 +87,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// Writes to standard output.
+#[cfg(feature = "_server")]
 fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;

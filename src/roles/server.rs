@@ -17,7 +17,7 @@ use crate::net::{HttpLimits, Listener, TlsFiles, serve_http};
 use crate::runtime::{Asked, Lifecycle, Signals};
 use crate::session::internal::InternalClient;
 #[cfg(feature = "proxy")]
-use crate::session::{LocalSessions, node::Node};
+use crate::session::node::Node;
 use crate::store::{Location, Store};
 use crate::telemetry::{Telemetry, render_metrics};
 use crate::types::Clock;
@@ -157,7 +157,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
             #[cfg(feature = "proxy")]
             let local = node
                 .as_ref()
-                .map(|(node, _)| LocalSessions(node.registry().clone()));
+                .map(|(node, _)| crate::session::LocalSessions(node.registry().clone()));
             #[cfg(not(feature = "proxy"))]
             let local = None;
             let sessions =
@@ -170,8 +170,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         ready_file::write(path, &addresses)?;
     }
     process.lifecycle.ready.cancel();
-    log_start(&process, &addresses);
-    Ok(Running {
+    let running = Running {
         addresses,
         process,
         #[cfg(feature = "api")]
@@ -179,27 +178,9 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         #[cfg(feature = "proxy")]
         node,
         internal,
-    })
-}
-
-fn log_start(process: &Process, addresses: &Addresses) {
-    let shown = |addr: Option<std::net::SocketAddr>| addr.map(|addr| addr.to_string());
-    tracing::info!(
-        role = %process.config.role,
-        version = env!("CARGO_PKG_VERSION"),
-        public_url = addresses.public_url,
-        api = shown(addresses.api),
-        tunnel = shown(addresses.tunnel),
-        internal = shown(addresses.internal),
-        issuer = shown(addresses.issuer),
-        metrics = shown(addresses.metrics),
-        "ready"
-    );
-    if process.config.dev && addresses.issuer.is_some() {
-        tracing::warn!(
-            "development mode: whoever reaches the issuer on this machine can sign in as anybody"
-        );
-    }
+    };
+    running.log_start();
+    Ok(running)
 }
 
 fn serve_metrics(process: &Process, addresses: &mut Addresses) -> anyhow::Result<()> {
@@ -225,6 +206,27 @@ fn serve_metrics(process: &Process, addresses: &mut Addresses) -> anyhow::Result
 }
 
 impl Running {
+    fn log_start(&self) {
+        let (process, addresses) = (&self.process, &self.addresses);
+        let shown = |addr: Option<std::net::SocketAddr>| addr.map(|addr| addr.to_string());
+        tracing::info!(
+            role = %process.config.role,
+            version = env!("CARGO_PKG_VERSION"),
+            public_url = addresses.public_url,
+            api = shown(addresses.api),
+            tunnel = shown(addresses.tunnel),
+            internal = shown(addresses.internal),
+            issuer = shown(addresses.issuer),
+            metrics = shown(addresses.metrics),
+            "ready"
+        );
+        if process.config.dev && addresses.issuer.is_some() {
+            tracing::warn!(
+                "development mode: whoever reaches the issuer on this machine can sign in as anybody"
+            );
+        }
+    }
+
     /// The tasks and the end of the process.
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.process.lifecycle
