@@ -13,6 +13,7 @@ mod local;
 pub mod node;
 mod registry;
 mod remote;
+mod remote_stream;
 #[cfg(test)]
 #[expect(
     clippy::disallowed_methods,
@@ -28,8 +29,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -38,6 +37,7 @@ pub use lease::{FENCE_AFTER, LEASE, Lease, LeaseState, RENEW_EVERY};
 pub use local::LocalHandle;
 pub use registry::{LocalSessions, Registry};
 pub use remote::RemoteHandle;
+pub use remote_stream::RemoteStream;
 
 use crate::store::StoreError;
 use crate::tunnel::TunnelStream;
@@ -149,7 +149,7 @@ pub enum SessionStream {
     /// Inside a tunnel of this process.
     Local(TunnelStream),
     /// Through another process.
-    Remote(TokioIo<Upgraded>),
+    Remote(RemoteStream),
 }
 
 impl AsyncRead for SessionStream {

@@ -16,7 +16,7 @@ use url::Url;
 use super::credential::{Covered, sign};
 use super::{EPOCH_HEADER, PREFIX, TENANT_HEADER, UPGRADE};
 use crate::keys::KeyRing;
-use crate::session::{SessionError, SessionStream, Summary};
+use crate::session::{RemoteStream, SessionError, SessionStream, Summary};
 use crate::types::{Clock, DeviceId, NodeId, TenantId};
 
 /// How long the caller waits for the end of a session, whatever becomes of its own request.
@@ -71,8 +71,10 @@ impl InternalClient {
         match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 let stream = hyper::upgrade::on(response).await;
-                let stream = stream.map_err(|_| SessionError::NodeLost)?;
-                Ok(SessionStream::Remote(TokioIo::new(stream)))
+                let stream = stream.ok().and_then(RemoteStream::new);
+                stream
+                    .map(SessionStream::Remote)
+                    .ok_or(SessionError::NodeLost)
             }
             StatusCode::NOT_FOUND => Err(SessionError::NotHere),
             StatusCode::CONFLICT => Err(SessionError::Draining),
