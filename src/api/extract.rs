@@ -94,6 +94,10 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    // serde would take an array for the fields in order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::bad_request("the body is not a JSON object"));
+    }
     serde_json::from_slice(bytes).map_err(|error| {
         // serde names unknown fields and expected types; its messages may repeat a wrong value, and a
         // value may be a secret.
@@ -189,6 +193,9 @@ mod tests {
     #[test]
     fn a_wrong_body_is_explained_without_repeating_its_values() {
         assert!(refusal("{").detail().contains("not JSON"));
+        for other in ["[]", "7", "null", "nonsense", " "] {
+            assert!(refusal(other).detail().contains("JSON object"), "{other}");
+        }
         assert!(
             refusal(r#"{"nme":1}"#)
                 .detail()
@@ -196,7 +203,7 @@ mod tests {
         );
         let wrong = refusal(r#"{"name":{"secret":"hunter2"}}"#);
         assert!(wrong.detail().contains("string") && !wrong.detail().contains("hunter2"));
-        let deep = "[".repeat(100_000);
+        let deep = format!("{{\"name\":{}", "[".repeat(100_000));
         assert_eq!(refusal(&deep).status(), 400);
     }
 
