@@ -1,0 +1,197 @@
+//! The internal API of a proxy: nobody but the cloud's own processes may use it.
+
+use edgecloud::keys::KeyRing;
+use edgecloud::session::internal::credential::{Covered, sign};
+use edgecloud::types::{Clock, NodeId};
+use http::Method;
+use secrecy::SecretString;
+
+use crate::support::{
+    Browser, Manner, RawDevice, Request, ServedDevice, TestCloud, Topology, eventually, text,
+};
+
+const SECRET: &str = "an internal secret that only these tests use";
+const SESSIONS: &str = "/internal/v1/sessions";
+
+/// Alice and a device of hers on a proxy whose secret is known.
+struct Scene {
+    cloud: TestCloud,
+    alice: Browser,
+    device: RawDevice,
+    served: ServedDevice,
+    node: NodeId,
+    tenant: String,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let cloud = TestCloud::builder(Topology::Split)
+            .setting("EDGECLOUD__INTERNAL__SECRET", SECRET)
+            .spawn()
+            .await;
+        let alice = Browser::sign_in(&cloud, "alice").await;
+        let device = RawDevice::pair(&cloud, &alice).await;
+        let served = device.serve(Manner::Says("hello")).await;
+        let shown = alice.wait_for_status(&device.id, "online").await;
+        let node = text(&shown["session"]["node_id"]);
+        let tenant = text(&alice.me().await["tenant"]["id"]);
+        Self {
+            cloud,
+            alice,
+            device,
+            served,
+            node: node.parse().expect("a node's id"),
+            tenant,
+        }
+    }
+
+    fn request(&self, method: Method, path: &str) -> Request {
+        let addr = self.cloud.internal_addr();
+        Request::new(addr, &addr.to_string(), method, path)
+    }
+
+    fn path(&self) -> String {
+        format!("{SESSIONS}/{}", self.device.id)
+    }
+
+    fn sign(&self, secret: &str, method: &Method, path: &str, tenant: &str) -> String {
+        let keys = KeyRing::from_secrets(&[SecretString::from(secret.to_owned())]);
+        let covered = Covered {
+            method,
+            path,
+            node: &self.node,
+            tenant,
+            epoch: "",
+        };
+        sign(&keys.expect("long enough"), &Clock::system(), covered)
+    }
+
+    fn signed(&self, method: Method, path: &str, tenant: &str) -> Request {
+        let credential = self.sign(SECRET, &method, path, tenant);
+        self.request(method, path)
+            .header("authorization", &credential)
+            .header("edgecloud-tenant", tenant)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_01_nothing_but_the_credential_opens_the_internal_api() {
+    let scene = Scene::set().await;
+    let path = scene.path();
+    let paths = [
+        SESSIONS,
+        &path,
+        &format!("{path}/stream"),
+        "/metrics",
+        "/",
+        "/x",
+    ];
+    let methods = [Method::GET, Method::POST, Method::DELETE];
+    let wrong = scene.sign(&"x".repeat(40), &Method::GET, &path, &scene.tenant);
+    let cookie = format!("edgecloud={}", scene.alice.login_cookie());
+    let device = format!("Bearer {}", scene.device.token);
+    for path in paths {
+        for method in &methods {
+            for (header, value) in [
+                ("x-nothing", "1"),
+                ("cookie", &cookie),
+                ("authorization", &device),
+                ("authorization", &wrong),
+                ("authorization", "Edgecloud-HMAC v1,,,"),
+            ] {
+                let answer = scene.request(method.clone(), path).header(header, value);
+                let answer = answer.send().await;
+                assert_eq!(answer.status, 401, "{method} {path} with {header}");
+                assert!(answer.all("set-cookie").is_empty());
+            }
+        }
+    }
+    for free in ["/healthz", "/readyz"] {
+        scene.request(Method::GET, free).send().await.expect(200);
+    }
+    assert!(!scene.served.is_ended());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_credential_opens_it() {
+    let scene = Scene::set().await;
+    let path = scene.path();
+    let one = scene.signed(Method::GET, &path, &scene.tenant).send().await;
+    assert!(one.expect(200).text().contains(&scene.device.id));
+    let all = scene
+        .signed(Method::GET, SESSIONS, &scene.tenant)
+        .send()
+        .await;
+    assert!(all.expect(200).text().contains(&scene.device.id));
+    let metrics = scene.signed(Method::GET, "/metrics", &scene.tenant).send();
+    metrics.await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_01_a_credential_is_for_its_very_request() {
+    let scene = Scene::set().await;
+    let path = scene.path();
+    let credential = scene.sign(SECRET, &Method::GET, &path, &scene.tenant);
+    let with = |method: Method, path: &str, tenant: &str| {
+        scene
+            .request(method, path)
+            .header("authorization", &credential)
+            .header("edgecloud-tenant", tenant)
+            .send()
+    };
+    let stream = format!("{path}/stream");
+    let other = "ten_aaaaaaaaaaaaaaaaaaaaaaaaaa";
+    with(Method::DELETE, &path, &scene.tenant).await.expect(401);
+    with(Method::GET, SESSIONS, &scene.tenant).await.expect(401);
+    with(Method::POST, &stream, &scene.tenant).await.expect(401);
+    with(Method::GET, &path, other).await.expect(401);
+    with(Method::GET, &path, &scene.tenant).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_02_a_change_cannot_be_replayed() {
+    let scene = Scene::set().await;
+    let path = scene.path();
+    let credential = scene.sign(SECRET, &Method::DELETE, &path, &scene.tenant);
+    let close = || {
+        scene
+            .request(Method::DELETE, &path)
+            .header("authorization", &credential)
+            .header("edgecloud-tenant", &scene.tenant)
+            .send()
+    };
+    close().await.expect(204);
+    scene.served.ended().await;
+    let back = scene.device.serve(Manner::Says("back")).await;
+    eventually("the device is back", async || {
+        let path = scene.path();
+        let answer = scene.signed(Method::GET, &path, &scene.tenant).send().await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    close().await.expect(401);
+    assert!(!back.is_ended());
+    let again = scene.signed(Method::DELETE, &path, &scene.tenant).send();
+    again.await.expect(204);
+    back.ended().await;
+    let none = scene.signed(Method::DELETE, &path, &scene.tenant).send();
+    none.await.expect(204);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_03_the_proxy_checks_whose_device_it_is() {
+    let scene = Scene::set().await;
+    let bob = Browser::sign_in(&scene.cloud, "bob").await;
+    let bobs = text(&bob.me().await["tenant"]["id"]);
+    let path = scene.path();
+    let read = scene.signed(Method::GET, &path, &bobs).send().await;
+    read.expect(404);
+    let stream = scene
+        .signed(Method::POST, &format!("{path}/stream"), &bobs)
+        .header("connection", "upgrade")
+        .header("upgrade", "edgecloud-stream");
+    stream.send().await.expect(404);
+    let close = scene.signed(Method::DELETE, &path, &bobs).send().await;
+    close.expect(204);
+    assert!(!scene.served.is_ended(), "not bob's to close");
+}

@@ -1,0 +1,275 @@
+//! A cloud of one or two processes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::wait::eventually;
+
+/// How a cloud is spread over processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topology {
+    /// One process with all roles.
+    All,
+    /// An api and a proxy process with the same data directory.
+    Split,
+}
+
+/// A part of a cloud, whichever process it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What people talk to.
+    Api,
+    /// What devices talk to.
+    Proxy,
+}
+
+/// What a process writes to its ready file.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Ready {
+    pub api: Option<SocketAddr>,
+    pub tunnel: Option<SocketAddr>,
+    pub internal: Option<SocketAddr>,
+    pub issuer: Option<SocketAddr>,
+    pub public_url: Option<String>,
+}
+
+impl Ready {
+    /// Waits until a process has written its ready file.
+    pub async fn read(what: &str, file: &Path, process: &mut Process) -> Self {
+        eventually(&format!("{what} is ready"), async || {
+            process.check_running();
+            let text = std::fs::read_to_string(file).ok()?;
+            Some(serde_json::from_str(&text).expect("the ready file is complete when it appears"))
+        })
+        .await
+    }
+}
+
+/// One process of a cloud.
+struct Member {
+    role: &'static str,
+    process: Process,
+    ready: Ready,
+}
+
+/// How a cloud is to be started.
+pub struct TestCloudBuilder {
+    topology: Topology,
+    settings: Vec<(String, String)>,
+}
+
+impl TestCloudBuilder {
+    /// Adds an environment variable to every process.
+    pub fn setting(mut self, name: &str, value: impl ToString) -> Self {
+        self.settings.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Starts it and waits until everything listens.
+    pub async fn spawn(self) -> TestCloud {
+        let home = TempDir::new().expect("make a directory for a cloud");
+        let mut cloud = TestCloud {
+            topology: self.topology,
+            settings: self.settings,
+            home,
+            members: Vec::new(),
+        };
+        for role in cloud.roles() {
+            let member = cloud.start(role, None).await;
+            cloud.members.push(member);
+        }
+        cloud
+    }
+}
+
+/// A running cloud in development mode, with its own data directory and ports of its own.
+pub struct TestCloud {
+    topology: Topology,
+    settings: Vec<(String, String)>,
+    home: TempDir,
+    members: Vec<Member>,
+}
+
+impl TestCloud {
+    /// A cloud that is not started yet.
+    pub fn builder(topology: Topology) -> TestCloudBuilder {
+        TestCloudBuilder {
+            topology,
+            // Tests pair far more often than people do, all from one address.
+            settings: vec![
+                (
+                    "EDGECLOUD__LIMITS__PAIRING_ATTEMPTS_PER_MINUTE".to_owned(),
+                    "10000".to_owned(),
+                ),
+                (
+                    "EDGECLOUD__LOG__LEVEL".to_owned(),
+                    "info,edgecloud=debug".to_owned(),
+                ),
+            ],
+        }
+    }
+
+    /// Where people's requests go.
+    pub fn api_addr(&self) -> SocketAddr {
+        self.member(Part::Api).ready.api.expect("an api listens")
+    }
+
+    /// Where devices connect.
+    pub fn tunnel_addr(&self) -> SocketAddr {
+        let ready = &self.member(Part::Proxy).ready;
+        ready.tunnel.expect("a proxy listens for tunnels")
+    }
+
+    /// Where the internal API of the proxy is.
+    ///
+    /// # Panics
+    /// When the cloud is one process, which has none.
+    pub fn internal_addr(&self) -> SocketAddr {
+        let ready = &self.member(Part::Proxy).ready;
+        ready.internal.expect("a proxy has an internal API")
+    }
+
+    /// Where the development issuer is.
+    pub fn issuer_addr(&self) -> SocketAddr {
+        let ready = &self.member(Part::Api).ready;
+        ready.issuer.expect("the development issuer listens")
+    }
+
+    /// The address that people have.
+    pub fn public_url(&self) -> &str {
+        let ready = &self.member(Part::Api).ready;
+        ready.public_url.as_deref().expect("an api has an address")
+    }
+
+    /// Host and port of [`TestCloud::public_url`].
+    pub fn public_host(&self) -> &str {
+        self.public_url()
+            .strip_prefix("http://")
+            .expect("plain http in development")
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// The process with a part.
+    pub fn process(&mut self, part: Part) -> &mut Process {
+        let index = self.index(part);
+        &mut self.members[index].process
+    }
+
+    /// All processes.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.members.iter().map(|member| &member.process)
+    }
+
+    /// The ready file of the process with a part.
+    pub fn ready_file(&self, part: Part) -> PathBuf {
+        ready_file(self.home.path(), self.member(part).role)
+    }
+
+    /// Ends the process with a part at once, as a crash would.
+    pub async fn crash(&mut self, part: Part) {
+        self.process(part).crash().await;
+    }
+
+    /// Asks the process with a part to end.
+    pub fn terminate(&mut self, part: Part) {
+        self.process(part).signal(Signal::SIGTERM);
+    }
+
+    /// Waits for the end of the process with a part.
+    pub async fn wait_exit(&mut self, part: Part) -> ExitStatus {
+        self.process(part).wait().await
+    }
+
+    /// Starts the process with a part again, which has ended, with the same ports and data.
+    pub async fn start_again(&mut self, part: Part) {
+        let index = self.index(part);
+        let (role, ready) = (self.members[index].role, self.members[index].ready.clone());
+        self.members[index] = self.start(role, Some(ready)).await;
+    }
+
+    /// Ends the process with a part as an operator would, and starts it again.
+    pub async fn restart(&mut self, part: Part) {
+        self.terminate(part);
+        let status = self.wait_exit(part).await;
+        assert!(status.success(), "an asked-for end is a success: {status}");
+        self.start_again(part).await;
+    }
+
+    fn roles(&self) -> Vec<&'static str> {
+        match self.topology {
+            Topology::All => vec!["all"],
+            Topology::Split => vec!["proxy", "api"],
+        }
+    }
+
+    fn index(&self, part: Part) -> usize {
+        let wanted = match (self.topology, part) {
+            (Topology::All, _) => "all",
+            (Topology::Split, Part::Api) => "api",
+            (Topology::Split, Part::Proxy) => "proxy",
+        };
+        let found = self.members.iter().position(|member| member.role == wanted);
+        found.expect("the process was started")
+    }
+
+    fn member(&self, part: Part) -> &Member {
+        &self.members[self.index(part)]
+    }
+
+    async fn start(&self, role: &'static str, before: Option<Ready>) -> Member {
+        let file = ready_file(self.home.path(), role);
+        // The file of an earlier life would be taken for that of the new one.
+        let _ = std::fs::remove_file(&file);
+        let data_dir = self.data_dir();
+        let args = [
+            "serve".as_ref(),
+            "--dev".as_ref(),
+            "--role".as_ref(),
+            role.as_ref(),
+            "--data-dir".as_ref(),
+            data_dir.as_os_str(),
+            "--ready-file".as_ref(),
+            file.as_os_str(),
+        ];
+        let mut env = listen_settings(role, before.as_ref());
+        env.extend(self.settings.clone());
+        let mut process = Process::spawn(&format!("role {role}"), self.home.path(), &args, &env);
+        let ready = Ready::read(&format!("role {role}"), &file, &mut process).await;
+        Member {
+            role,
+            process,
+            ready,
+        }
+    }
+}
+
+fn ready_file(home: &Path, role: &str) -> PathBuf {
+    home.join(format!("ready-{role}.json"))
+}
+
+/// Any free port at first, the same ones at a restart.
+fn listen_settings(role: &str, before: Option<&Ready>) -> Vec<(String, String)> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let addr = |of: fn(&Ready) -> Option<SocketAddr>| before.and_then(of).unwrap_or(any);
+    let mut env = vec![
+        ("EDGECLOUD__SERVER__API_LISTEN", addr(|ready| ready.api)),
+        ("EDGECLOUD__TUNNEL__LISTEN", addr(|ready| ready.tunnel)),
+        ("EDGECLOUD__DEV__ISSUER_LISTEN", addr(|ready| ready.issuer)),
+    ];
+    if role == "proxy" {
+        env.push(("EDGECLOUD__INTERNAL__LISTEN", addr(|ready| ready.internal)));
+    }
+    env.into_iter()
+        .map(|(name, addr)| (name.to_owned(), addr.to_string()))
+        .collect()
+}

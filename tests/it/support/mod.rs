@@ -1,0 +1,73 @@
+//! The actors of the tests. Nothing here knows how the product works inside.
+
+mod browser;
+mod cloud;
+mod device;
+mod http;
+mod origin;
+mod pattern;
+mod process;
+mod raw_device;
+mod wait;
+
+pub use browser::{Anonymous, Browser, LOGIN_COOKIE, text};
+pub use cloud::{Part, Ready, TestCloud, Topology};
+pub use device::Device;
+pub use http::{Answer, RawConnection, Request, Streaming, WebSocket, random_token};
+pub use origin::{Origin, RawOrigin};
+pub use pattern::Pattern;
+pub use process::{BINARY, Process, run, run_program};
+pub use raw_device::{Manner, RawDevice, ServedDevice};
+pub use wait::{eventually, within};
+
+/// What a test asks for: a running cloud, or only the topology, to start one with its own settings.
+pub trait Given {
+    /// Makes it.
+    async fn given(topology: Topology) -> Self;
+}
+
+impl Given for Topology {
+    async fn given(topology: Topology) -> Self {
+        topology
+    }
+}
+
+impl Given for TestCloud {
+    async fn given(topology: Topology) -> Self {
+        TestCloud::builder(topology).spawn().await
+    }
+}
+
+/// Shows a behaviour on a topology.
+pub async fn show<G: Given, F: Future<Output = ()>>(
+    topology: Topology,
+    behaviour: impl FnOnce(G) -> F,
+) {
+    behaviour(G::given(topology).await).await;
+}
+
+/// Runs each named behaviour against one process with all roles, and against an api and a proxy
+/// process that share a database.
+macro_rules! on_both_topologies {
+    ($($name:ident),+ $(,)?) => {
+        mod all {
+            use crate::support::{Topology, show};
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    show(Topology::All, super::$name).await;
+                }
+            )+
+        }
+        mod split {
+            use crate::support::{Topology, show};
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    show(Topology::Split, super::$name).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_both_topologies;
