@@ -227,6 +227,7 @@ fn finish(response: &mut Response, id: &RequestId, is_https: bool) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gate;
     use super::*;
 
     #[test]
@@ -256,6 +257,6 @@ mod tests {
         ] {
             assert!(response.headers().contains_key(name), "{name}");
         }
-        assert!(super::super::gate::is_api("/api/x") && !gate::is_api("/apiary"));
+        assert!(gate::is_api("/api/x") && !gate::is_api("/apiary"));
     }
 }
