@@ -12,7 +12,8 @@
 //! - [`session`]: a device's live tunnel behind the `Handle` seam.
 //! - [`auth`]: OpenID Connect, logins, cookies, access rules.
 //! - [`forward`]: a person's request into a device's stream and back.
-//! - [`api`], [`console`], [`agent`]: what the outside sees.
+//! - [`console`], [`api`]: what people and programs see.
+//! - [`cli`], [`agent`]: the command line as types; the program on the device.
 //! - [`roles`]: puts the parts together.
 
 #[cfg(feature = "agent")]

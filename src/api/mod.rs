@@ -1,6 +1,6 @@
 //! The REST API, sign-in, the console and the way to devices, over HTTP.
 //!
-//! All routes stand in one table ([`routes`]); the router, the gate in front of it and the OpenAPI
+//! All routes stand in one table (`routes`); the router, the gate in front of it and the OpenAPI
 //! document are made from that. Nothing here knows which role runs.
 
 mod assets;

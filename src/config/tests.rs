@@ -272,3 +272,96 @@ fn what_is_shown_can_be_read_back() {
     let again = load(&flags, &[]).expect("what is shown is a valid file");
     assert_eq!(again.show(), config.show());
 }
+
+const EXAMPLE: &str = include_str!("../../config/edgecloud.example.toml");
+
+/// The example file with its settings un-commented, and the keys that it has, in its order.
+fn uncommented_example() -> (String, Vec<String>) {
+    let (mut text, mut keys, mut section) = (String::new(), Vec::new(), "");
+    for line in EXAMPLE.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            section = name;
+        }
+        let setting = line.strip_prefix("# ").and_then(|setting| {
+            let (name, _) = setting.split_once(" = ")?;
+            let is_name = name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            is_name.then(|| keys.push(format!("{section}.{name}")))?;
+            Some(setting)
+        });
+        text.push_str(setting.unwrap_or(line));
+        text.push('\n');
+    }
+    (text, keys)
+}
+
+/// The settings in effect, by key.
+fn shown(config: &Config) -> Vec<(String, toml::Value)> {
+    let table: toml::Table = config.show().parse().expect("TOML");
+    let mut found = Vec::new();
+    let mut open = vec![(String::new(), toml::Value::Table(table))];
+    while let Some((key, value)) = open.pop() {
+        match value {
+            toml::Value::Table(table) if !keys::KEYS.contains(&key.as_str()) => {
+                let dot = if key.is_empty() { "" } else { "." };
+                open.extend(
+                    table
+                        .into_iter()
+                        .map(|(k, v)| (format!("{key}{dot}{k}"), v)),
+                );
+            }
+            value => found.push((key, value)),
+        }
+    }
+    found
+}
+
+#[test]
+fn the_example_has_every_key_once_and_no_other() {
+    let (_, keys) = uncommented_example();
+    assert_eq!(keys, keys::KEYS);
+    let (flags, _file) = with_file(DEV, EXAMPLE);
+    let as_it_is = load(&flags, &[]).expect("comments only");
+    assert_eq!(as_it_is.show(), load(&DEV, &[]).expect("good").show());
+}
+
+#[test]
+fn the_example_states_the_defaults_and_loads_but_for_its_placeholders() {
+    let production = flags(ConfigRole::All, false);
+    let (with_example, _file) = with_file(production.clone(), &uncommented_example().0);
+    let told = mistakes(&with_example, &[]);
+    let about: Vec<_> = told.lines().map(|line| line.split(':').next()).collect();
+    let placeholders = ["internal.secret", "login.cookie_key"].map(Some);
+    assert_eq!(about, placeholders, "{told}");
+    let secret = "s".repeat(32);
+    let secrets = [
+        ("EDGECLOUD__INTERNAL__SECRET", secret.as_str()),
+        ("EDGECLOUD__LOGIN__COOKIE_KEY", secret.as_str()),
+    ];
+    let example = load(&with_example, &secrets).expect("the rest is right");
+    let stated = shown(&example);
+    // What has no default has to be given; everything else that is shown is one.
+    let given = [
+        ("EDGECLOUD__SERVER__PUBLIC_URL", "https://cloud.example.com"),
+        ("EDGECLOUD__TUNNEL__PUBLIC_URL", "wss://tunnel.example.com"),
+        ("EDGECLOUD__OIDC__ISSUER", "https://id.example.com"),
+        ("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud"),
+    ];
+    for role in [ConfigRole::All, ConfigRole::Proxy] {
+        let defaults = load(&flags(role, false), &given).expect("good");
+        for (key, value) in shown(&defaults) {
+            let variable = format!("EDGECLOUD__{}", key.to_uppercase().replace('.', "__"));
+            if given.iter().all(|(name, _)| *name != variable) {
+                assert!(
+                    stated.contains(&(key.clone(), value.clone())),
+                    "{key} is {value}"
+                );
+            }
+        }
+    }
+    let default = load(&production, &given).expect("good");
+    let path = |config: &Config| match &config.store {
+        StoreUrl::Sqlite(path) => path.clone(),
+        StoreUrl::Postgres(_) => PathBuf::new(),
+    };
+    assert_eq!(path(&example), path(&default));
+}
