@@ -132,7 +132,7 @@ impl From<CommonArgs> for Flags {
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
     /// The cloud, as in `https://cloud.example.com`; needed until the device is paired.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = url)]
     pub cloud: Option<Url>,
     /// The pairing code; ignored once the device is paired.
     #[arg(
@@ -143,7 +143,7 @@ pub struct AgentArgs {
     )]
     pub pair: Option<SecretString>,
     /// The device's own HTTP server, as in http://127.0.0.1:8080.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = url)]
     pub origin: Url,
     /// Where the device's identity is kept [default: $XDG_STATE_HOME/edgecloud].
     #[arg(long, value_name = "DIR")]
@@ -157,6 +157,11 @@ pub struct AgentArgs {
     /// The Host header for the origin [default: the origin's own].
     #[arg(long, value_name = "NAME")]
     pub host_header: Option<String>,
+}
+
+/// Reads a URL; says what one looks like when it is none.
+fn url(text: &str) -> Result<Url, String> {
+    Url::parse(text).map_err(|_| "a URL is needed, as in http://127.0.0.1:8080".to_owned())
 }
 
 /// What to do with the settings.

@@ -85,6 +85,17 @@ impl Error {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
     }
 
+    /// A field with a value of the wrong type.
+    pub fn wrong_type(field: &str, expected: &str) -> Self {
+        let message = format!("{expected} is expected");
+        let mut error = Self::bad_request(format!("{field}: {message}"));
+        error.errors.push(FieldError {
+            field: field.to_owned(),
+            message,
+        });
+        error
+    }
+
     /// Something that should not happen; the log knows more.
     pub fn internal() -> Self {
         let detail = "something went wrong here; the log tells more under this request's id";

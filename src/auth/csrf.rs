@@ -8,7 +8,7 @@ pub const CSRF_HEADER: &str = "edgecloud-csrf";
 /// Whether a request with a cookie may have been made by another site: `Sec-Fetch-Site` decides
 /// where there is one, else `Origin`, else the header that no other site can send.
 pub fn is_forged(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool {
-    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+    if method.is_safe() {
         return false;
     }
     match (

@@ -53,7 +53,7 @@ pub fn http_origin(reader: &mut Reader, key: &'static str) -> Option<Url> {
         reader,
         key,
         ["http", "https"],
-        "https://cloud.example.com (http on loopback only), without a path",
+        "a URL without a path, as in https://cloud.example.com (http on loopback only)",
     )
 }
 
@@ -63,7 +63,7 @@ pub fn websocket_origin(reader: &mut Reader, key: &'static str) -> Option<Url> {
         reader,
         key,
         ["ws", "wss"],
-        "wss://tunnel.example.com (ws on loopback only), without a path",
+        "a URL without a path, as in wss://tunnel.example.com (ws on loopback only)",
     )
 }
 

@@ -17,6 +17,7 @@ use super::{Config, ConfigError, ConfigErrors, Flags};
 
 const ENV_PREFIX: &str = "EDGECLOUD__";
 const ENV_FILE: &str = "EDGECLOUD_CONFIG";
+const DAY_SECS: u64 = 86_400;
 /// Largest configuration or secret file, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
@@ -28,6 +29,15 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// A reader without values, for the sections that a role does not use.
+    pub fn unused() -> Self {
+        Self {
+            values: BTreeMap::new(),
+            errors: Vec::new(),
+            shown: Vec::new(),
+        }
+    }
+
     pub fn new(flags: &Flags, env: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut reader = Self {
             values: BTreeMap::new(),
@@ -45,6 +55,12 @@ impl Reader {
         for (name, value) in &env {
             if let Some(rest) = name.strip_prefix(ENV_PREFIX) {
                 reader.read_variable(name, rest, value, &env);
+            } else if let Some(rest) = name.strip_prefix("EDGECLOUD_")
+                && rest.contains("__")
+            {
+                // Nobody else's variables look like this.
+                let message = format!("there is no such setting; did you mean {ENV_PREFIX}{rest}?");
+                reader.mistake(name, message);
             }
         }
         reader
@@ -137,7 +153,7 @@ impl Reader {
             true => "the value".to_owned(),
             false => format!("{value:?}", value = value.to_string()),
         };
-        self.mistake(key, format!("{value} is not allowed: {allowed}"));
+        self.mistake(key, format!("{value} is not allowed; allowed: {allowed}"));
     }
 
     pub fn has(&self, key: &'static str) -> bool {
@@ -152,11 +168,21 @@ impl Reader {
     }
 
     fn show(&mut self, key: &'static str, value: impl Display) {
+        let text = value.to_string();
         let value = match SECRETS.contains(&key) {
             true => "\"***\"".to_owned(),
-            false => Value::String(value.to_string()).to_string(),
+            false if text.parse::<i64>().is_ok() || text.parse::<bool>().is_ok() => text,
+            false => Value::String(text).to_string(),
         };
         self.shown.push((key, value));
+    }
+
+    /// Shows a value in the place of one that is not set.
+    pub fn show_default(&mut self, key: &'static str, value: impl Display) {
+        if !self.has(key) {
+            self.shown
+                .push((key, Value::String(value.to_string()).to_string()));
+        }
     }
 
     /// A value by its `FromStr`, if the key is set.
@@ -217,7 +243,11 @@ impl Reader {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
-        let shown = |duration| humantime::format_duration(duration).to_string();
+        let shown = |duration: Duration| match duration.as_secs() {
+            // humantime counts in months and years, which nobody would write.
+            secs if secs >= DAY_SECS && secs % DAY_SECS == 0 => format!("{}d", secs / DAY_SECS),
+            _ => humantime::format_duration(duration).to_string(),
+        };
         let allowed = format!(
             "a duration from {} to {}, as in \"15s\" or \"2h\"",
             shown(*range.start()),

@@ -17,6 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+const API_LISTEN: &str = "127.0.0.1:3721";
 /// Shortest cookie key and internal secret, in bytes.
 const MIN_KEY_BYTES: usize = 32;
 
@@ -217,18 +218,27 @@ pub fn read_sections(reader: &mut Reader, flags: &Flags) -> Config {
         .data_dir
         .clone()
         .unwrap_or_else(|| "./edgecloud-data".into());
+    let unused = &mut Reader::unused();
     let server = read_server(reader, flags);
-    let tunnel = read_tunnel(reader, flags);
+    let tunnel = match role.has_tunnels() {
+        true => read_tunnel(reader, flags),
+        false => read_tunnel(unused, flags),
+    };
     let store = read_store(reader, &data_dir);
     let postgres = matches!(store, StoreUrl::Postgres(_));
     let internal = read_internal(reader, role, postgres);
     let tls = read_tls(reader);
-    let oidc = if role.has_api() {
-        read_oidc(reader, flags, &server)
-    } else {
-        None
+    let of_api = match role.has_api() {
+        true => &mut *reader,
+        false => unused,
     };
-    let login = read_login(reader, role, postgres);
+    let oidc = match role.has_api() {
+        true => read_oidc(of_api, flags, &server),
+        false => None,
+    };
+    let login = read_login(of_api, role, postgres);
+    let limits = read_limits(of_api);
+    let dev_issuer_listen = read_issuer_listen(of_api, flags);
     Config {
         role,
         dev: flags.dev,
@@ -241,10 +251,10 @@ pub fn read_sections(reader: &mut Reader, flags: &Flags) -> Config {
         store,
         oidc,
         login,
-        limits: read_limits(reader),
+        limits,
         log: read_log(reader),
         metrics_listen: reader.optional("metrics.listen", "an address and a port"),
-        dev_issuer_listen: read_issuer_listen(reader, flags),
+        dev_issuer_listen,
         shown: String::new(),
     }
 }
@@ -265,7 +275,10 @@ fn read_server(reader: &mut Reader, flags: &Flags) -> ServerConfig {
     };
     ServerConfig {
         public_url,
-        api_listen: reader.addr("server.api_listen", "127.0.0.1:3721"),
+        api_listen: match api {
+            true => reader.addr("server.api_listen", API_LISTEN),
+            false => Reader::unused().addr("server.api_listen", API_LISTEN),
+        },
         trusted_proxies: checks::networks(reader, "server.trusted_proxies"),
         drain_timeout: reader.duration("server.drain_timeout", 30 * SECOND, Duration::ZERO..=HOUR),
         reuse_port: reader.value("server.reuse_port", false, "true or false"),
@@ -343,7 +356,15 @@ fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {
         .optional::<String>("tls.key", "a file")
         .map(PathBuf::from);
     match (cert, key) {
-        (Some(cert), Some(key)) => Some(TlsConfig { cert, key }),
+        (Some(cert), Some(key)) => {
+            for (name, path) in [("tls.cert", &cert), ("tls.key", &key)] {
+                if let Err(error) = std::fs::File::open(path) {
+                    let path = path.display();
+                    reader.mistake(name, format!("the file {path} cannot be read: {error}"));
+                }
+            }
+            Some(TlsConfig { cert, key })
+        }
         (None, None) => None,
         (Some(_), None) => {
             reader.mistake("tls.key", "is missing: tls.cert and tls.key go together");
@@ -359,6 +380,8 @@ fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {
 fn read_store(reader: &mut Reader, data_dir: &std::path::Path) -> StoreUrl {
     let default = StoreUrl::Sqlite(data_dir.join("edgecloud.db"));
     let Some(url) = reader.secret("store.url") else {
+        let path = data_dir.join("edgecloud.db");
+        reader.show_default("store.url", format!("sqlite:{}", path.display()));
         return default;
     };
     let text = url.expose_secret();
@@ -451,10 +474,16 @@ fn read_login(reader: &mut Reader, role: ConfigRole, postgres: bool) -> LoginCon
     if role.has_api() && postgres && cookie_key.is_empty() {
         reader.mistake("login.cookie_key", checks::KEY_FOR_POSTGRES);
     }
+    let idle_timeout = reader.duration("login.idle_timeout", 12 * HOUR, MINUTE..=90 * DAY);
+    let absolute_timeout = reader.duration("login.absolute_timeout", 7 * DAY, MINUTE..=90 * DAY);
+    if reader.has("login.idle_timeout") && idle_timeout > absolute_timeout {
+        let message = "is longer than login.absolute_timeout, which ends a login in any case";
+        reader.mistake("login.idle_timeout", message);
+    }
     LoginConfig {
         cookie_key,
-        idle_timeout: reader.duration("login.idle_timeout", 12 * HOUR, MINUTE..=90 * DAY),
-        absolute_timeout: reader.duration("login.absolute_timeout", 7 * DAY, MINUTE..=90 * DAY),
+        idle_timeout,
+        absolute_timeout,
     }
 }
 
@@ -513,14 +542,20 @@ fn read_log(reader: &mut Reader) -> LogConfig {
         }
     };
     let level = reader.value("log.level", "info".to_owned(), "a level");
-    if tracing_subscriber::EnvFilter::builder()
-        .parse(&level)
-        .is_err()
-    {
+    if !level.split(',').all(is_log_directive) {
         let allowed = "off, error, warn, info, debug or trace, or more exactly as in info,edgecloud::forward=debug";
         reader.refuse("log.level", &level, allowed);
     }
     LogConfig { format, level }
+}
+
+/// A level, or a module and its level. (The filter itself takes any other word for a module, and says
+/// nothing about all the others.)
+fn is_log_directive(text: &str) -> bool {
+    let level = text.rsplit('=').next().unwrap_or_default().trim();
+    let known = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = known.iter().any(|known| level.eq_ignore_ascii_case(known));
+    is_level && text.matches('=').count() <= 1 && !text.trim_start().starts_with('=')
 }
 
 fn read_issuer_listen(reader: &mut Reader, flags: &Flags) -> SocketAddr {

@@ -78,23 +78,26 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
 fn all_mistakes_are_told_at_once_with_key_value_and_what_is_allowed() {
     let (flags, _file) = with_file(
         DEV,
-        "[server]\napi_listen = \"everywhere\"\npublik_url = \"x\"\n[tunnel]\nheartbeat = \"1h\"\n[log]\nlevel = \"loud=louder=loudest\"\nformat = \"xml\"\n",
+        "[server]\napi_listen = \"everywhere\"\npublik_url = \"x\"\n[tunnel]\nheartbeat = \"1h\"\n[log]\nlevel = \"loud\"\nformat = \"xml\"\n",
     );
     let told = mistakes(
         &flags,
         &[
             ("EDGECLOUD__TUNNEL__MAX_SESSIONS", "-1"),
             ("EDGECLOUD__NOPE", "1"),
+            ("EDGECLOUD_SERVER__API_LISTEN", "127.0.0.1:1"),
+            ("EDGECLOUD_SERVICE_HOST", "set by somebody else"),
         ],
     );
     let expected = [
         "EDGECLOUD__NOPE: there is no such setting",
+        "EDGECLOUD_SERVER__API_LISTEN: there is no such setting; did you mean EDGECLOUD__SERVER__API_LISTEN?",
         "server.publik_url: there is no such setting; did you mean server.public_url?",
-        "server.api_listen: \"everywhere\" is not allowed: an address and a port",
-        "tunnel.heartbeat: \"1h\" is not allowed: a duration from 1s to 5m",
-        "tunnel.max_sessions: \"-1\" is not allowed: a whole number from 1 to 1000000",
-        "log.level: \"loud=louder=loudest\" is not allowed",
-        "log.format: \"xml\" is not allowed: text or json",
+        "server.api_listen: \"everywhere\" is not allowed; allowed: an address and a port",
+        "tunnel.heartbeat: \"1h\" is not allowed; allowed: a duration from 1s to 5m",
+        "tunnel.max_sessions: \"-1\" is not allowed; allowed: a whole number from 1 to 1000000",
+        "log.level: \"loud\" is not allowed",
+        "log.format: \"xml\" is not allowed; allowed: text or json",
     ];
     for line in expected {
         assert!(told.contains(line), "{line:?} is missing in\n{told}");
@@ -230,7 +233,17 @@ fn postgres_needs_configured_keys() {
 #[test]
 fn a_role_checks_only_what_it_uses_but_no_role_takes_unknown_keys() {
     let proxy = flags(ConfigRole::Proxy, true);
-    assert!(load(&proxy, &[("EDGECLOUD__OIDC__ALLOWED_ALGS", "none")]).is_ok());
+    for (name, value) in [
+        ("EDGECLOUD__OIDC__ALLOWED_ALGS", "none"),
+        ("EDGECLOUD__LOGIN__COOKIE_KEY", "x"),
+        ("EDGECLOUD__LIMITS__CONNECTIONS", "many"),
+        ("EDGECLOUD__SERVER__API_LISTEN", "everywhere"),
+    ] {
+        assert!(load(&proxy, &[(name, value)]).is_ok(), "{name}");
+    }
+    let heartbeat = [("EDGECLOUD__TUNNEL__HEARTBEAT", "bad")];
+    assert!(load(&flags(ConfigRole::Api, true), &heartbeat).is_ok());
+    assert!(load(&proxy, &heartbeat).is_err());
     assert!(mistakes(&DEV, &[("EDGECLOUD__OIDC__ALLOWED_ALGS", "none")]).contains("none"));
     assert!(mistakes(&proxy, &[("EDGECLOUD__OIDC__ISUER", "x")]).contains("oidc.issuer?"));
 }
@@ -263,6 +276,44 @@ fn lists_and_tables_come_from_variables_too() {
         )
         .contains("/40")
     );
+}
+
+#[test]
+fn log_levels_are_levels_and_modules_with_levels() {
+    for good in [
+        "info",
+        "OFF",
+        "warn,edgecloud::forward=debug",
+        "a=trace, info",
+    ] {
+        assert!(
+            load(&DEV, &[("EDGECLOUD__LOG__LEVEL", good)]).is_ok(),
+            "{good}"
+        );
+    }
+    for bad in ["", "7", "loud", "info,loud", "a=b=info", "=info", "info,"] {
+        let told = mistakes(&DEV, &[("EDGECLOUD__LOG__LEVEL", bad)]);
+        assert!(told.contains("log.level"), "{bad:?}: {told}");
+    }
+}
+
+#[test]
+fn an_idle_timeout_fits_into_the_absolute_one() {
+    let env = [("EDGECLOUD__LOGIN__IDLE_TIMEOUT", "8d")];
+    assert!(mistakes(&DEV, &env).contains("login.idle_timeout: is longer"));
+    let told = mistakes(&DEV, &[("EDGECLOUD__LOGIN__IDLE_TIMEOUT", "100d")]);
+    assert!(told.contains("a duration from 1m to 90d"), "{told}");
+}
+
+#[test]
+fn certificates_that_cannot_be_read_are_mistakes() {
+    let env = [
+        ("EDGECLOUD__TLS__CERT", "/does/not/exist"),
+        ("EDGECLOUD__TLS__KEY", "/dev/null"),
+    ];
+    let told = mistakes(&DEV, &env);
+    assert!(told.contains("tls.cert: the file /does/not/exist cannot be read"));
+    assert_eq!(told.lines().count(), 1);
 }
 
 #[test]
@@ -330,10 +381,12 @@ fn the_example_states_the_defaults_and_loads_but_for_its_placeholders() {
     let (with_example, _file) = with_file(production.clone(), &uncommented_example().0);
     let told = mistakes(&with_example, &[]);
     let about: Vec<_> = told.lines().map(|line| line.split(':').next()).collect();
-    let placeholders = ["internal.secret", "login.cookie_key"].map(Some);
+    let placeholders = ["internal.secret", "tls.cert", "tls.key", "login.cookie_key"].map(Some);
     assert_eq!(about, placeholders, "{told}");
     let secret = "s".repeat(32);
     let secrets = [
+        ("EDGECLOUD__TLS__CERT", "/dev/null"),
+        ("EDGECLOUD__TLS__KEY", "/dev/null"),
         ("EDGECLOUD__INTERNAL__SECRET", secret.as_str()),
         ("EDGECLOUD__LOGIN__COOKIE_KEY", secret.as_str()),
     ];

@@ -576,18 +576,19 @@ impl Exchange<'_> {
         })
     }
 
-    /// Tells a lost tunnel from an origin that broke off: by whether the session is still there.
+    /// Tells a lost tunnel from an origin that broke off: by whether the session still takes streams.
     async fn explain(&self, session: &dyn Handle, parse: bool) -> ForwardError {
         if parse {
             return ForwardError::OriginInvalid;
         }
-        self.forwarder.0.sessions.forget(&self.caller.device);
-        match self.forwarder.find(self.caller).await {
-            Ok(now) if now.summary().epoch == session.summary().epoch && !session.is_closed() => {
-                ForwardError::OriginInvalid
-            }
-            _ => ForwardError::TunnelLost,
+        let limit = self.forwarder.0.limits.stream_open_timeout;
+        // Nothing of a stream that is only opened reaches the device.
+        match timeout(limit, session.open_stream()).await {
+            Ok(Ok(_) | Err(SessionError::Busy)) => return ForwardError::OriginInvalid,
+            Ok(Err(_)) | Err(_) => {}
         }
+        self.forwarder.0.sessions.forget(&self.caller.device);
+        ForwardError::TunnelLost
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, runtime};
-use crate::agent::{Agent, AgentConfig};
+use crate::agent::{Agent, AgentConfig, AgentError};
 use crate::cli::AgentArgs;
 use crate::config::{LogConfig, environment};
 use crate::runtime::{Asked, Signals};
@@ -24,7 +24,7 @@ pub fn run(args: AgentArgs) -> Result<(), Failure> {
         let mut signals = Signals::listen()?;
         let stop = CancellationToken::new();
         let agent = tokio::select! {
-            agent = Agent::prepare(config, Clock::system()) => agent?,
+            agent = Agent::prepare(config, Clock::system()) => agent.map_err(failure)?,
             () = asked_to_stop(&mut signals) => return Ok(()),
         };
         let running = agent.run(stop.clone());
@@ -39,6 +39,16 @@ pub fn run(args: AgentArgs) -> Result<(), Failure> {
             () = stopping => Ok(()),
         }
     })
+}
+
+/// What another command line would mend is wrong usage.
+fn failure(error: AgentError) -> Failure {
+    match error {
+        AgentError::NotPaired { .. } | AgentError::Trust(_) | AgentError::Loop(_) => {
+            Failure::Usage(error.to_string())
+        }
+        AgentError::State(_) | AgentError::Pairing(_) => error.into(),
+    }
 }
 
 async fn asked_to_stop(signals: &mut Signals) {

@@ -12,7 +12,6 @@ use http::{Method, Request, Response};
 use secrecy::SecretString;
 use serde_json::Value;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::server::{Running, start};
@@ -58,9 +57,8 @@ pub fn run(args: CommonArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let mut signals = Signals::listen().context("listen for signals")?;
         let running = start(config).await?;
-        let stop = CancellationToken::new();
         let shown = async {
-            let box_ = SampleBox::connect(&running, data_dir.path(), &stop).await?;
+            let box_ = SampleBox::connect(&running, data_dir.path()).await?;
             if let Some(path) = &ready_file {
                 super::ready_file::write(path, &running.addresses)?;
             }
@@ -74,10 +72,12 @@ pub fn run(args: CommonArgs) -> Result<(), Failure> {
         if shown.is_ok() {
             asked_to_stop(&mut signals).await;
         }
-        stop.cancel();
         tokio::select! {
             () = running.shut_down() => {}
             () = asked_to_stop(&mut signals) => {}
+        }
+        if let Some(path) = &ready_file {
+            super::ready_file::remove(path);
         }
         Ok(shown?)
     })
@@ -125,19 +125,16 @@ struct SampleBox {
 }
 
 impl SampleBox {
-    async fn connect(
-        running: &Running,
-        data_dir: &Path,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Self> {
+    async fn connect(running: &Running, data_dir: &Path) -> anyhow::Result<Self> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let origin = SampleOrigin::bind(loopback)
             .await
             .context("bind the sample origin")?;
         let origin_url = format!("http://{}", origin.addr());
+        let abort = running.lifecycle().abort.clone();
         running
             .lifecycle()
-            .spawn_vital("sample origin", origin.serve(stop.clone()));
+            .spawn_vital("sample origin", origin.serve(abort));
         let api = running.addresses.api.context("the demo has an API")?;
         let mut person = Person::new(api)?;
         person.sign_in().await.context("sign in as alice")?;
@@ -170,7 +167,8 @@ impl SampleBox {
             .context("pair the sample box")?;
         let device = agent.device_id().to_string();
         let mut status = agent.status();
-        let run = agent.run(stop.clone());
+        // It goes with the first word of the end: nobody else would take it.
+        let run = agent.run(running.lifecycle().stop.clone());
         running.lifecycle().spawn(async move {
             if let Err(error) = run.await {
                 tracing::error!(%error, "the sample box has stopped");

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 
 use super::{Failure, load_config, print, runtime, tell};
 use crate::cli::{ConfigCommand, DbCommand};
-use crate::config::{Config, StoreUrl};
+use crate::config::{Config, Flags, StoreUrl};
 use crate::store::{Location, Store};
 
 /// `config check|show`.
@@ -19,8 +19,20 @@ pub fn config(command: ConfigCommand) -> Result<(), Failure> {
 pub fn db(command: DbCommand) -> Result<(), Failure> {
     let (DbCommand::Migrate(args) | DbCommand::Check(args) | DbCommand::Backup { args, .. }) =
         &command;
-    let config = load_config(&args.clone().into())?;
+    let flags = Flags {
+        // Only the database matters: the settings of listeners and sign-in may be missing.
+        dev: true,
+        ..args.clone().into()
+    };
+    let config = load_config(&flags)?;
+    let makes_it = matches!(command, DbCommand::Migrate(_));
     runtime()?.block_on(async {
+        if let StoreUrl::Sqlite(path) = &config.store
+            && !makes_it
+            && !path.exists()
+        {
+            bail!("there is no database {}", path.display());
+        }
         // Opening brings the schema up to date.
         let store = open(&config).await?;
         match command {

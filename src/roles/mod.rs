@@ -5,6 +5,8 @@
 mod agent;
 #[cfg(feature = "api")]
 mod api;
+#[cfg(feature = "_server")]
+mod database_lock;
 #[cfg(all(
     feature = "api",
     feature = "proxy",
@@ -90,8 +92,11 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 #[cfg(feature = "_server")]
 fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Writes a line to standard error.

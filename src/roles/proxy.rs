@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::ready_file::Addresses;
 use super::server::Process;
-use crate::net::{HttpLimits, Listener, serve_http};
+use crate::net::{HttpLimits, Listener, TrustedProxies, serve_http};
 use crate::session::LeaseState;
 use crate::session::internal::credential::Verifier;
 use crate::session::internal::server::{InternalApi, StatusPages};
@@ -86,6 +86,7 @@ impl ProxyListeners {
             max_message_bytes: config.tunnel.max_message_bytes,
             window_budget: config.tunnel.window_budget_bytes,
             drain_timeout: config.server.drain_timeout,
+            trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
         };
         let tunnels = Tunnels::new(
             node.clone(),

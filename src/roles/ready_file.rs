@@ -45,6 +45,12 @@ pub fn write(path: &Path, addresses: &Addresses) -> anyhow::Result<()> {
     written.with_context(|| format!("write the ready file {}", path.display()))
 }
 
+/// Removes the file: it speaks of a process that has ended.
+pub fn remove(path: &Path) {
+    // Most often there is none.
+    let _ = std::fs::remove_file(path);
+}
+
 /// Reads the file.
 pub fn read(path: &Path) -> anyhow::Result<Addresses> {
     let text = std::fs::read_to_string(path)

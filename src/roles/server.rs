@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::database_lock::DatabaseLock;
 use super::ready_file::{self, Addresses};
 use super::{Failure, load_config, runtime};
 use crate::config::{Config, Flags, StoreUrl};
@@ -18,7 +19,7 @@ use crate::runtime::{Asked, Lifecycle, Signals};
 use crate::session::internal::InternalClient;
 #[cfg(feature = "proxy")]
 use crate::session::node::Node;
-use crate::store::{Location, Store};
+use crate::store::{Location, Store, StoreError};
 use crate::telemetry::{Telemetry, render_metrics};
 use crate::types::Clock;
 
@@ -41,15 +42,26 @@ pub struct Process {
     pub internal_keys: KeyRing,
     /// The certificate of the public listeners.
     pub tls: Option<TlsFiles>,
+    /// Keeps processes apart that could not reach each other's devices.
+    _lock: Option<DatabaseLock>,
 }
 
 impl Process {
-    async fn open(config: Config) -> anyhow::Result<Self> {
+    async fn open(config: Config) -> Result<Self, Failure> {
         let location = match &config.store {
             StoreUrl::Sqlite(path) => Location::Sqlite(path),
             StoreUrl::Postgres(_) => Location::Postgres,
         };
-        let store = Store::open(location).await.context("open the database")?;
+        let store = match Store::open(location).await {
+            Err(error @ StoreError::EngineNotBuilt(_)) => {
+                return Err(Failure::Usage(format!("store.url: {error}")));
+            }
+            opened => opened.context("open the database")?,
+        };
+        let lock = match &config.store {
+            StoreUrl::Sqlite(path) => Some(DatabaseLock::take(path, &config)?),
+            StoreUrl::Postgres(_) => None,
+        };
         let dir = &config.data_dir;
         let ring = |secrets: &[secrecy::SecretString], file: &str| match secrets {
             [] => {
@@ -70,6 +82,7 @@ impl Process {
             clock: Clock::system(),
             store,
             config,
+            _lock: lock,
         })
     }
 }
@@ -122,6 +135,9 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     {
         let mistake = format!("--role={role}: this build of edgecloud does not have this role");
         return Err(Failure::Usage(mistake));
+    }
+    if let Some(path) = &config.ready_file {
+        ready_file::remove(path);
     }
     // The first call starts recording.
     drop(render_metrics());
@@ -311,6 +327,9 @@ impl Running {
             sessions.close();
             let _ = timeout(LAST_WORDS, sessions.wait()).await;
             node.leave().await;
+        }
+        if let Some(path) = &self.process.config.ready_file {
+            ready_file::remove(path);
         }
         let _ = timeout(LAST_WORDS, self.internal.finish()).await;
         lifecycle.abort.cancel();

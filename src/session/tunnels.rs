@@ -22,7 +22,7 @@ use super::node::Node;
 use super::registry::Insertion;
 use super::{LeaseState, LocalHandle};
 use crate::device_token::DeviceToken;
-use crate::net::{Connection, Peer};
+use crate::net::{Connection, Peer, TrustedProxies};
 use crate::store::NewSession;
 use crate::tunnel::control::{ControlMessage, ControlStream};
 use crate::tunnel::{CloseReason, EndReason, Metered, SUBPROTOCOL, Side, Tunnel, TunnelSettings};
@@ -56,6 +56,8 @@ pub struct TunnelPolicy {
     pub window_budget: usize,
     /// How long the streams of a superseded session may go on.
     pub drain_timeout: Duration,
+    /// Whose word on where a device connects from is taken.
+    pub trusted_proxies: TrustedProxies,
 }
 
 struct Inner {
@@ -196,14 +198,27 @@ impl Tunnels {
                 return Err(later());
             }
         };
-        let peer = request.extensions().get::<Peer>();
         Ok(Admitted {
             device,
             tenant,
-            remote_addr: peer.map(|peer| peer.addr.to_string()).unwrap_or_default(),
+            remote_addr: self.remote_addr(request),
             agent_version: agent_version(headers),
             subprotocol: offers_subprotocol(headers),
         })
+    }
+
+    /// Where the device connects from: address and port, or what a trusted proxy says.
+    fn remote_addr(&self, request: &Request<Incoming>) -> String {
+        let peer = request.extensions().get::<Peer>().copied();
+        let client = self
+            .0
+            .policy
+            .trusted_proxies
+            .client(peer, request.headers());
+        match peer {
+            Some(peer) if peer.addr.ip().to_canonical() == client.addr => peer.addr.to_string(),
+            _ => client.addr.to_string(),
+        }
     }
 
     /// Keeps one device's session from its first to its last byte.

@@ -382,6 +382,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
         if self.closing.is_some() {
             return;
         }
+        self.shared.parting.cancel();
         let deadline = Instant::now() + CLOSE_GRACE;
         self.timer.as_mut().reset(deadline);
         self.commands.close();
@@ -425,9 +426,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
                 }
             }
             Farewell::Answer => match self.ws.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(Message::Close(_)) | Err(_)) | None) => {
-                    return Err(closing.reason.clone());
+                Poll::Ready(Some(Ok(Message::Close(frame)))) => {
+                    // Its GoAway came first and said less.
+                    return Err(match (&closing.reason, frame) {
+                        (EndReason::ClosedByPeer(1005), Some(frame)) => {
+                            EndReason::ClosedByPeer(frame.code.into())
+                        }
+                        (reason, _) => reason.clone(),
+                    });
                 }
+                Poll::Ready(Some(Err(_)) | None) => return Err(closing.reason.clone()),
                 // What still comes in is no longer wanted.
                 Poll::Ready(Some(Ok(_))) => moved = true,
                 Poll::Pending => {}
@@ -457,6 +465,7 @@ fn wire_code(code: u16) -> CloseCode {
 impl<S> Drop for TunnelTask<S> {
     fn drop(&mut self) {
         let _ = self.shared.end_reason.set(EndReason::Transport);
+        self.shared.parting.cancel();
         self.shared.ended.cancel();
     }
 }

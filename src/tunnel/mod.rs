@@ -183,6 +183,8 @@ struct Shared {
     last_echo: AtomicI64,
     /// Microseconds; `u64::MAX` before the first echo.
     rtt: AtomicU64,
+    /// The end has begun: no stream gets anything more.
+    parting: CancellationToken,
     ended: CancellationToken,
     end_reason: OnceLock<EndReason>,
 }
@@ -203,6 +205,7 @@ impl Tunnel {
             open_streams: AtomicUsize::new(0),
             last_echo: AtomicI64::new(0),
             rtt: AtomicU64::new(u64::MAX),
+            parting: CancellationToken::new(),
             ended: CancellationToken::new(),
             end_reason: OnceLock::new(),
         };

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use futures_util::io::{AsyncRead as _, AsyncWrite as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Shared;
 
@@ -19,6 +20,24 @@ pub struct TunnelStream {
     slot: Option<OwnedSemaphorePermit>,
     shared: Arc<Shared>,
     shut_down: bool,
+    /// The crate does not wake those who wait when this side closes a connection. Reading and writing
+    /// may wait in different tasks.
+    parting_read: Parting,
+    parting_write: Parting,
+}
+
+type Parting = Pin<Box<WaitForCancellationFutureOwned>>;
+
+/// What the crate says, or a reset when it has nothing to say and never will have.
+fn or_reset<T>(
+    polled: Poll<io::Result<T>>,
+    parting: &mut Parting,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    if polled.is_pending() && parting.as_mut().poll(cx).is_ready() {
+        return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+    }
+    polled
 }
 
 impl TunnelStream {
@@ -30,7 +49,10 @@ impl TunnelStream {
         if slot.is_some() {
             shared.open_streams.fetch_add(1, Ordering::Relaxed);
         }
+        let parting = || Box::pin(shared.parting.clone().cancelled_owned());
         Self {
+            parting_read: parting(),
+            parting_write: parting(),
             inner,
             slot,
             shared,
@@ -55,7 +77,7 @@ impl TunnelStream {
         match self.shut_down {
             // Nothing but a reset closes both halves while this side has not closed its own.
             false => self.inner.is_closed(),
-            true => self.shared.ended.is_cancelled(),
+            true => self.shared.parting.is_cancelled(),
         }
     }
 }
@@ -70,15 +92,17 @@ impl Drop for TunnelStream {
 
 impl AsyncRead for TunnelStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let read = ready!(Pin::new(&mut self.inner).poll_read(cx, buf.initialize_unfilled()))?;
-        if read == 0 && self.was_cut_off() {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_read(cx, buf.initialize_unfilled());
+        let read = ready!(or_reset(polled, &mut this.parting_read, cx))?;
+        if read == 0 && this.was_cut_off() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         buf.advance(read);
@@ -88,20 +112,26 @@ impl AsyncRead for TunnelStream {
 
 impl AsyncWrite for TunnelStream {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_write(cx, buf);
+        or_reset(polled, &mut this.parting_write, cx)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_flush(cx);
+        or_reset(polled, &mut this.parting_write, cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.inner).poll_close(cx))?;
-        self.shut_down = true;
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_close(cx);
+        ready!(or_reset(polled, &mut this.parting_write, cx))?;
+        this.shut_down = true;
         Poll::Ready(Ok(()))
     }
 }
