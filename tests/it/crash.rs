@@ -13,6 +13,7 @@ use crate::support::{
 on_both_topologies![
     a_killed_agent_comes_back_as_the_same_device,
     an_agent_that_is_asked_to_end_ends_and_says_goodbye,
+    f26_a_request_that_waits_fails_when_its_agent_is_killed,
     a_code_is_ignored_by_a_device_that_is_paired_already,
     f24_a_killed_proxy_comes_back_and_so_do_its_devices,
     f03_a_killed_api_comes_back_and_logins_live_on,
@@ -80,6 +81,49 @@ async fn an_agent_that_is_asked_to_end_ends_and_says_goodbye(cloud: TestCloud) {
         .wait_for_status(&scene.device.id, "offline")
         .await;
     scene.device.start_again();
+    scene.is_whole().await;
+}
+
+async fn f26_a_request_that_waits_fails_when_its_agent_is_killed(cloud: TestCloud) {
+    let mut scene = Scene::set(cloud).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for method in [Method::GET, Method::POST] {
+        let request = scene.alice.forward(&scene.device.id, method, "/do/hang");
+        waiting.spawn(request.send());
+    }
+    eventually("both requests wait", async || {
+        (scene.origin.count("/do/hang") == 2).then_some(())
+    })
+    .await;
+    scene.device.process().crash().await;
+    for answer in waiting.join_all().await {
+        // A GET may be tried again, on a device that is offline by then.
+        let code = answer.json()["code"].clone();
+        assert!(
+            code == "tunnel_lost" || code == "device_offline",
+            "{answer:?}"
+        );
+    }
+    scene.device.start_again();
+    scene.is_whole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_a_request_that_waits_fails_when_its_proxy_is_killed() {
+    let cloud = TestCloud::builder(Topology::Split).spawn().await;
+    let mut scene = Scene::set(cloud).await;
+    let request = scene
+        .alice
+        .forward(&scene.device.id, Method::POST, "/do/hang");
+    let waiting = tokio::spawn(request.send());
+    eventually("the request waits", async || {
+        (scene.origin.count("/do/hang") == 1).then_some(())
+    })
+    .await;
+    scene.cloud.crash(Part::Proxy).await;
+    let answer = waiting.await.expect("no panic");
+    answer.expect_problem(502, "tunnel_lost");
+    scene.cloud.start_again(Part::Proxy).await;
     scene.is_whole().await;
 }
 

@@ -18,6 +18,8 @@ on_both_topologies![
     a_bad_change_is_refused_and_changes_nothing,
     a_session_can_be_looked_at_and_ended_and_the_agent_comes_back,
     pa_11_a_deleted_device_is_cut_off_and_stays_out,
+    tu_20_what_is_open_to_a_device_ends_when_it_is_deleted,
+    what_waits_for_a_device_fails_when_its_session_is_ended,
     tn_02_a_foreign_device_looks_like_one_that_does_not_exist,
     tn_03_the_tenant_comes_from_the_login_and_nowhere_else,
 ];
@@ -208,6 +210,52 @@ async fn pa_11_a_deleted_device_is_cut_off_and_stays_out(cloud: TestCloud) {
         .await
         .expect(404);
     assert_eq!(alice.devices().await.len(), 0);
+}
+
+/// A request that the origin has and does not answer.
+async fn wait_at(
+    owner: &Browser,
+    device: &Device,
+    origin: &Origin,
+) -> tokio::task::JoinHandle<crate::support::Answer> {
+    let request = owner.forward(&device.id, Method::POST, "/do/hang");
+    let waiting = tokio::spawn(request.send());
+    eventually("the request waits", async || {
+        (origin.count("/do/hang") == 1).then_some(())
+    })
+    .await;
+    waiting
+}
+
+async fn tu_20_what_is_open_to_a_device_ends_when_it_is_deleted(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let origin = Origin::spawn().await;
+    let device = Device::pair(&cloud, &alice, origin.addr()).await;
+    let events = origin.drive("events");
+    events.send("data: 1\n\n".into()).await.expect("taken");
+    let target = "/do/driven?name=events&type=text/event-stream";
+    let request = alice.forward(&device.id, Method::GET, target);
+    let mut open = request.open().await.expect(200);
+    open.read_until("data: 1").await;
+    let waiting = wait_at(&alice, &device, &origin).await;
+
+    let path = format!("/api/devices/{}", device.id);
+    alice.delete(&path).send().await.expect_success();
+    let answer = waiting.await.expect("no panic");
+    assert!(!answer.status.is_success(), "{answer:?}");
+    // A last word may come, but then the stream ends.
+    while let Some(Ok(_)) = open.next().await {}
+}
+
+async fn what_waits_for_a_device_fails_when_its_session_is_ended(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let origin = Origin::spawn().await;
+    let device = Device::pair(&cloud, &alice, origin.addr()).await;
+    let waiting = wait_at(&alice, &device, &origin).await;
+    let path = format!("/api/devices/{}/session", device.id);
+    alice.delete(&path).send().await.expect_success();
+    let answer = waiting.await.expect("no panic");
+    answer.expect_problem(502, "tunnel_lost");
 }
 
 async fn tn_02_a_foreign_device_looks_like_one_that_does_not_exist(cloud: TestCloud) {

@@ -22,6 +22,7 @@ mod device_host;
 mod devices;
 mod forwarding;
 mod gate;
+mod harness;
 mod internal;
 mod pairing;
 mod sign_in;

@@ -254,6 +254,22 @@ fn yamux_frame(version: u8, kind: u8, flags: u16, stream: u32, length: u32) -> V
     frame
 }
 
+/// The stream that whole frames open, if they do.
+fn opened_stream(mut frames: &[u8]) -> Option<u32> {
+    while frames.len() >= 12 {
+        let flags = u16::from_be_bytes([frames[2], frames[3]]);
+        let stream = u32::from_be_bytes([frames[4], frames[5], frames[6], frames[7]]);
+        if stream != 0 && flags & SYN != 0 {
+            return Some(stream);
+        }
+        let length = u32::from_be_bytes([frames[8], frames[9], frames[10], frames[11]]);
+        let body = if frames[0..2] == [0, DATA] { length } else { 0 };
+        frames = frames.get(12 + body as usize..)?;
+    }
+    None
+}
+
+const DATA: u8 = 0;
 const WINDOW_UPDATE: u8 = 1;
 const SYN: u16 = 1;
 const RST: u16 = 8;
@@ -269,9 +285,10 @@ async fn tu_07_a_window_beyond_all_bounds_ends_the_session(cloud: TestCloud) {
     let stream = within("a stream opens", async {
         loop {
             match opened.socket.next().await {
-                // The cloud's own pings come on stream 0.
-                Some(Ok(Message::Binary(bytes))) if bytes.len() >= 12 && bytes[7] != 0 => {
-                    break u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+                Some(Ok(Message::Binary(bytes))) => {
+                    if let Some(stream) = opened_stream(&bytes) {
+                        break stream;
+                    }
                 }
                 Some(Ok(_)) => {}
                 other => panic!("the tunnel should live: {other:?}"),
