@@ -177,12 +177,11 @@ impl Reader {
         self.shown.push((key, value));
     }
 
-    /// Shows a value in the place of one that is not set.
-    pub fn show_default(&mut self, key: &'static str, value: impl Display) {
-        if !self.has(key) {
-            self.shown
-                .push((key, Value::String(value.to_string()).to_string()));
-        }
+    /// Shows a text in the place of what was shown, because it is a default or no secret after all.
+    pub fn show_text(&mut self, key: &'static str, text: impl Display) {
+        self.shown.retain(|(shown, _)| *shown != key);
+        let text = Value::String(text.to_string());
+        self.shown.push((key, text.to_string()));
     }
 
     /// A value by its `FromStr`, if the key is set.

@@ -381,13 +381,15 @@ fn read_store(reader: &mut Reader, data_dir: &std::path::Path) -> StoreUrl {
     let default = StoreUrl::Sqlite(data_dir.join("edgecloud.db"));
     let Some(url) = reader.secret("store.url") else {
         let path = data_dir.join("edgecloud.db");
-        reader.show_default("store.url", format!("sqlite:{}", path.display()));
+        reader.show_text("store.url", format!("sqlite:{}", path.display()));
         return default;
     };
     let text = url.expose_secret();
     if let Some(path) = text.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
         let data_dir = data_dir.to_string_lossy();
-        return StoreUrl::Sqlite(path.replace("DATA_DIR", &data_dir).into());
+        let path = path.replace("DATA_DIR", &data_dir);
+        reader.show_text("store.url", format!("sqlite:{path}"));
+        return StoreUrl::Sqlite(path.into());
     }
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {
         return StoreUrl::Postgres(url);

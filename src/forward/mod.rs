@@ -583,9 +583,9 @@ impl Exchange<'_> {
         }
         let limit = self.forwarder.0.limits.stream_open_timeout;
         // Nothing of a stream that is only opened reaches the device.
-        match timeout(limit, session.open_stream()).await {
-            Ok(Ok(_) | Err(SessionError::Busy)) => return ForwardError::OriginInvalid,
-            Ok(Err(_)) | Err(_) => {}
+        let opened = timeout(limit, session.open_stream()).await;
+        if let Ok(Ok(_) | Err(SessionError::Busy)) = opened {
+            return ForwardError::OriginInvalid;
         }
         self.forwarder.0.sessions.forget(&self.caller.device);
         ForwardError::TunnelLost
