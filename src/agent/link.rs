@@ -7,7 +7,6 @@ use std::io;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
@@ -18,10 +17,10 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use url::Url;
 
 use super::address::Address;
@@ -94,12 +93,12 @@ impl Links {
         tcp.set_nodelay(true)
             .map_err(|error| unreachable(url, error))?;
         if matches!(url.scheme(), "http" | "ws") {
-            return Ok(Link::Plain(tcp));
+            return Ok(Link::Left(tcp));
         }
         let name = ServerName::try_from(dial_host).map_err(|error| unreachable(url, error))?;
         let tls = self.tls.connect(name, tcp).await;
         let tls = tls.map_err(|error| refused(url, error))?;
-        Ok(Link::Tls(Box::new(tls)))
+        Ok(Link::Right(Box::new(tls)))
     }
 
     /// Sends one request and returns the head of the answer, its body still to come, and with it
@@ -203,53 +202,8 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<std::time::Dur
     Some(Timestamp::from_millis(date.as_millisecond()).since(now))
 }
 
-/// A connection to the cloud.
-pub enum Link {
-    /// On this machine.
-    Plain(TcpStream),
-    /// Everywhere else.
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Link {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
+/// A connection to the cloud: plain on this machine, TLS everywhere else.
+pub type Link = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 #[cfg(test)]
 mod tests {

@@ -3,22 +3,20 @@
 //! Knows sessions through [`Sessions`] only, and nothing of how the caller was identified or of how
 //! errors are shown.
 
+mod exchange;
 mod headers;
 mod pool;
 mod request_body;
 mod response_body;
 mod websocket;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,25 +25,16 @@ use crate::net::{Client, Connection};
 use crate::session::{Handle, SessionError, Sessions};
 use crate::store::StoreError;
 use crate::types::{DeviceId, LoginId, NodeId, RequestId, TenantId, UserId};
+use exchange::{Answered, Exchange};
 pub use headers::asks_for_websocket;
-use pool::{OriginConnection, Pool, SessionKey};
-use request_body::{Progress, RequestBody, Stage};
+use pool::{OriginConnection, Pool};
+use request_body::{Progress, RequestBody};
 use response_body::{Keep, ResponseBody};
 
-/// A method that is not idempotent goes on a kept connection only if that was used this lately: the
-/// origin may be closing an older one at this very moment.
-const FRESH_ENOUGH: Duration = Duration::from_secs(1);
-/// Any other method may use whatever is kept.
-const ANY_AGE: Duration = Duration::MAX;
-/// Times that a session is looked up for one request: a cached answer may be old once.
-const MAX_ATTEMPTS: usize = 3;
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long the two ends of a WebSocket may take to switch protocols.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-/// The `Host` of an origin that the device did not name.
-const DEFAULT_ORIGIN_HOST: &str = "localhost";
-
 /// How the world reaches a device: by a path on the cloud's host or on the device's own host.
 #[derive(Debug, Clone)]
 pub struct Door {
@@ -157,16 +146,6 @@ struct Inner {
 /// Forwards requests to devices. Cheap to clone.
 #[derive(Clone)]
 pub struct Forwarder(Arc<Inner>);
-
-/// What one attempt brought.
-enum Failure {
-    /// The request was never sent and can be sent elsewhere.
-    Unsent(Box<Request<RequestBody>>),
-    /// It is not known what became of it; whether a byte of a response came.
-    Lost { heard: bool, parse: bool },
-    /// It is over.
-    Final(ForwardError),
-}
 
 impl Forwarder {
     /// Forwards to what `sessions` finds. `pseudonym` names this installation in `Via` (RFC 9110
@@ -369,226 +348,6 @@ async fn join(
     };
     if joined.await.is_err() {
         connection.reset_on_drop();
-    }
-}
-
-/// A response head and what it came over.
-struct Answered {
-    response: Response<Incoming>,
-    connection: OriginConnection,
-    key: SessionKey,
-    origin_host: String,
-    timing: Timing,
-}
-
-/// Where the time of a request went.
-struct Timing {
-    directory: Duration,
-    stream: Duration,
-    device: Duration,
-}
-
-impl Timing {
-    /// `Server-Timing` (W3C), in milliseconds.
-    fn header(&self, caller: &Caller) -> HeaderValue {
-        let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
-        let text = format!(
-            "auth;dur={:.2}, directory;dur={:.2}, stream;dur={:.2}, device;dur={:.2}",
-            millis(caller.auth_time),
-            millis(self.directory),
-            millis(self.stream),
-            millis(self.device)
-        );
-        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
-    }
-}
-
-/// One request on its way to an answer, over one attempt or more.
-struct Exchange<'a> {
-    forwarder: &'a Forwarder,
-    caller: &'a Caller,
-    target: &'a str,
-    parts: &'a Parts,
-    progress: &'a Progress,
-    live: &'a LiveStream,
-    websocket: bool,
-}
-
-impl Exchange<'_> {
-    async fn run(&self, body: RequestBody) -> Result<Answered, ForwardError> {
-        let idempotent = self.parts.method.is_idempotent();
-        let repeatable = idempotent && self.progress.stage().0 == Stage::Complete;
-        let mut body = Some(body);
-        let mut may_reuse = !self.websocket;
-        let mut error = ForwardError::Offline;
-        for _ in 0..MAX_ATTEMPTS {
-            let started = Instant::now();
-            let session = self.forwarder.find(self.caller).await?;
-            let found = Instant::now();
-            let summary = session.summary();
-            let key = SessionKey {
-                device: summary.device,
-                epoch: summary.epoch,
-                node: summary.node,
-            };
-            let kept = may_reuse.then(|| {
-                let age = if idempotent { ANY_AGE } else { FRESH_ENOUGH };
-                self.forwarder.0.pool.take(&key, age)
-            });
-            let connected = match kept.flatten() {
-                Some(connection) => Ok(connection),
-                None => self.forwarder.connect(&*session).await,
-            };
-            let mut connection = match connected {
-                Ok(connection) => connection,
-                Err(failed) => {
-                    error = self.on_open_error(failed)?;
-                    continue;
-                }
-            };
-            let origin_host = summary
-                .origin_host
-                .as_deref()
-                .unwrap_or(DEFAULT_ORIGIN_HOST);
-            // A body that was consumed is gone; then there was no second attempt to get here.
-            let next = body
-                .take()
-                .unwrap_or_else(|| RequestBody::new(Body::empty(), false).0);
-            let request = self.request(origin_host, next)?;
-            let opened = Instant::now();
-            match self.send(&mut connection, request).await {
-                Ok(response) => {
-                    let timing = Timing {
-                        directory: found - started,
-                        stream: opened - found,
-                        device: opened.elapsed(),
-                    };
-                    let origin_host = origin_host.to_owned();
-                    return Ok(Answered {
-                        response,
-                        connection,
-                        key,
-                        origin_host,
-                        timing,
-                    });
-                }
-                Err(Failure::Unsent(request)) => {
-                    body = Some(request.into_body());
-                    error = ForwardError::OriginInvalid;
-                }
-                Err(Failure::Lost { heard, parse }) => {
-                    error = self.explain(&*session, parse).await;
-                    if heard || !repeatable || !may_reuse {
-                        return Err(error);
-                    }
-                }
-                Err(Failure::Final(error)) => return Err(error),
-            }
-            may_reuse = false;
-        }
-        Err(error)
-    }
-
-    /// An error after which the session is looked up again, or the end.
-    fn on_open_error(&self, error: SessionError) -> Result<ForwardError, ForwardError> {
-        self.forwarder.0.sessions.forget(&self.caller.device);
-        match error {
-            SessionError::Busy => Err(ForwardError::Busy),
-            SessionError::Timeout => Err(ForwardError::OriginTimeout),
-            SessionError::Directory(error) => Err(ForwardError::Directory(error)),
-            SessionError::NodeLost => Ok(ForwardError::NodeLost),
-            SessionError::SessionClosed
-            | SessionError::NotSupported
-            | SessionError::NotHere
-            | SessionError::Draining => Ok(ForwardError::Offline),
-        }
-    }
-
-    fn request(
-        &self,
-        origin_host: &str,
-        body: RequestBody,
-    ) -> Result<Request<RequestBody>, ForwardError> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.parts.method.clone();
-        *request.version_mut() = Version::HTTP_11;
-        // The target was part of a request that was parsed, so it is a valid one.
-        *request.uri_mut() = self
-            .target
-            .parse()
-            .map_err(|_| ForwardError::ClientAborted)?;
-        *request.headers_mut() = headers::to_device(
-            &self.parts.headers,
-            self.caller,
-            origin_host,
-            &self.forwarder.0.via,
-            self.websocket,
-        );
-        let progress = self.progress.clone();
-        hyper::ext::on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                progress.release();
-            }
-        });
-        Ok(request)
-    }
-
-    async fn send(
-        &self,
-        connection: &mut OriginConnection,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, Failure> {
-        connection.begin_exchange();
-        let limit = self.forwarder.0.limits.response_header_timeout;
-        let mut sent = pin!(connection.sender.try_send_request(request));
-        let outcome = loop {
-            // The time runs from the last byte of the request that moved.
-            let deadline = self.progress.stage().1 + limit;
-            tokio::select! {
-                outcome = sent.as_mut() => break outcome,
-                () = self.live.ended() => return Err(Failure::Final(ForwardError::Ended)),
-                () = sleep_until(deadline) => {
-                    let (stage, moved_at) = self.progress.stage();
-                    if moved_at + limit > Instant::now() {
-                        continue;
-                    }
-                    return Err(Failure::Final(match stage {
-                        Stage::AwaitingClient => ForwardError::ClientTimeout,
-                        _ => ForwardError::OriginTimeout,
-                    }));
-                }
-            }
-        };
-        self.progress.answered();
-        outcome.map_err(|mut failed| {
-            if let Some(request) = failed.take_message() {
-                return Failure::Unsent(Box::new(request));
-            }
-            if self.progress.stage().0 == Stage::Aborted {
-                return Failure::Final(ForwardError::ClientAborted);
-            }
-            let error = failed.into_error();
-            tracing::debug!(%error, device = %self.caller.device, "no answer");
-            Failure::Lost {
-                heard: connection.has_heard(),
-                parse: error.is_parse(),
-            }
-        })
-    }
-
-    /// Tells a lost tunnel from an origin that broke off: by whether the session still takes streams.
-    async fn explain(&self, session: &dyn Handle, parse: bool) -> ForwardError {
-        if parse {
-            return ForwardError::OriginInvalid;
-        }
-        let limit = self.forwarder.0.limits.stream_open_timeout;
-        // Nothing of a stream that is only opened reaches the device.
-        let opened = timeout(limit, session.open_stream()).await;
-        if let Ok(Ok(_) | Err(SessionError::Busy)) = opened {
-            return ForwardError::OriginInvalid;
-        }
-        self.forwarder.0.sessions.forget(&self.caller.device);
-        ForwardError::TunnelLost
     }
 }
 

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use super::tls::TlsFiles;
 
@@ -84,30 +85,25 @@ impl Listener {
     }
 }
 
-/// An accepted connection.
-pub enum Connection {
-    /// Plain TCP.
-    Plain(TcpStream),
-    /// TLS over TCP.
-    Tls(Box<TlsStream<TcpStream>>),
-}
+/// An accepted connection: plain TCP or TLS over it.
+pub struct Connection(Either<TcpStream, Box<TlsStream<TcpStream>>>);
 
 impl Connection {
     pub(super) async fn establish(stream: TcpStream, tls: Option<TlsFiles>) -> io::Result<Self> {
         let Some(tls) = tls else {
-            return Ok(Self::Plain(stream));
+            return Ok(Self(Either::Left(stream)));
         };
         let handshake = tls.acceptor().accept(stream);
         let stream = tokio::time::timeout(TLS_TIMEOUT, handshake).await??;
-        Ok(Self::Tls(Box::new(stream)))
+        Ok(Self(Either::Right(Box::new(stream))))
     }
 
     /// Makes the coming drop reset the connection, so that the other side does not take what it
     /// has received for complete.
     pub fn reset_on_drop(&self) {
-        let socket = match self {
-            Self::Plain(stream) => SockRef::from(stream),
-            Self::Tls(stream) => SockRef::from(stream.get_ref().0),
+        let socket = match &self.0 {
+            Either::Left(stream) => SockRef::from(stream),
+            Either::Right(stream) => SockRef::from(stream.get_ref().0),
         };
         // A socket that is gone already needs no reset.
         let _ = socket.set_linger(Some(Duration::ZERO));
@@ -116,58 +112,40 @@ impl Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
+        self.0.is_write_vectored()
     }
 }

@@ -105,7 +105,7 @@ impl Handle for LocalHandle {
                 return Err(SessionError::Draining);
             }
             match self.0.parts.tunnel.open().await {
-                Ok(stream) => Ok(SessionStream::Local(stream)),
+                Ok(stream) => Ok(SessionStream::Left(stream)),
                 Err(OpenError::Busy) => Err(SessionError::Busy),
                 Err(OpenError::Ended) => Err(SessionError::SessionClosed),
             }

@@ -23,14 +23,11 @@ mod tests;
 #[cfg(feature = "proxy")]
 pub mod tunnels;
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::either::Either;
 
 pub use directory::ProxySessions;
 pub use lease::{FENCE_AFTER, LEASE, Lease, LeaseState, RENEW_EVERY};
@@ -144,50 +141,5 @@ pub enum SessionError {
     Directory(#[from] StoreError),
 }
 
-/// A byte stream to a device.
-pub enum SessionStream {
-    /// Inside a tunnel of this process.
-    Local(TunnelStream),
-    /// Through another process.
-    Remote(RemoteStream),
-}
-
-impl AsyncRead for SessionStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Local(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Remote(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for SessionStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Local(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Remote(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Local(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Remote(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Local(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Remote(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
+/// A byte stream to a device: inside a tunnel of this process, or through another one.
+pub type SessionStream = Either<TunnelStream, RemoteStream>;

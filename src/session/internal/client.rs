@@ -73,7 +73,7 @@ impl InternalClient {
                 let stream = hyper::upgrade::on(response).await;
                 let stream = stream.ok().and_then(RemoteStream::new);
                 stream
-                    .map(SessionStream::Remote)
+                    .map(SessionStream::Right)
                     .ok_or(SessionError::NodeLost)
             }
             StatusCode::NOT_FOUND => Err(SessionError::NotHere),
