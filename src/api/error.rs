@@ -218,7 +218,7 @@ impl From<Denied> for Error {
             Denied::TenantForbidden => Self::new(
                 StatusCode::FORBIDDEN,
                 "tenant_forbidden",
-                "Edgecloud-Tenant: not one of your tenants",
+                "the named tenant is not one of yours",
             ),
             Denied::Store(error) => error.into(),
         }

@@ -10,6 +10,7 @@ mod error;
 mod extract;
 mod forwarding;
 mod gate;
+mod logins;
 pub mod openapi;
 mod pages;
 mod pairing;

@@ -8,7 +8,7 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 use http::Method;
 
 use super::openapi::Doc;
-use super::{AppState, assets, devices, forwarding, openapi, pairing, sign_in, system};
+use super::{AppState, assets, devices, forwarding, logins, openapi, pairing, sign_in, system};
 use crate::auth::access::Access;
 use crate::types::Role;
 
@@ -133,8 +133,8 @@ fn sign_in_routes() -> Vec<Route> {
             Method::GET,
             "/api/auth/me",
             Access::Login,
-            sign_in::me,
-            sign_in::me_doc(),
+            logins::me,
+            logins::me_doc(),
         ),
         route(
             Method::POST,
@@ -142,6 +142,34 @@ fn sign_in_routes() -> Vec<Route> {
             Access::Login,
             sign_in::logout,
             sign_in::logout_doc(),
+        ),
+        route(
+            Method::GET,
+            "/api/auth/logins",
+            Access::Login,
+            logins::list_logins,
+            logins::list_doc(),
+        ),
+        route(
+            Method::DELETE,
+            "/api/auth/logins",
+            Access::Login,
+            logins::end_other_logins,
+            logins::end_others_doc(),
+        ),
+        route(
+            Method::DELETE,
+            "/api/auth/logins/{id}",
+            Access::Login,
+            logins::end_login,
+            logins::end_doc(),
+        ),
+        route(
+            Method::PUT,
+            "/api/auth/tenant",
+            Access::Login,
+            logins::set_active_tenant,
+            logins::set_tenant_doc(),
         ),
     ]
 }

@@ -3,7 +3,7 @@
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,8 +17,12 @@ use crate::auth::pending::{
 };
 use crate::auth::return_to::sanitize_return_to;
 use crate::device_token::sha256;
-use crate::store::{Membership, NewLogin, StoreError};
+use crate::net::Client;
+use crate::store::{NewLogin, StoreError};
 use crate::types::{LoginId, RequestId};
+
+/// Longest browser name that is kept, in characters.
+const MAX_USER_AGENT: usize = 256;
 
 /// The parameters of a sign-in.
 #[derive(Deserialize)]
@@ -88,6 +92,7 @@ fn refused(text: &str) -> Response {
 pub async fn callback(
     State(app): State<AppState>,
     Extension(id): Extension<RequestId>,
+    Extension(client): Extension<Client>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
@@ -100,7 +105,8 @@ pub async fn callback(
     let Some(pending) = brought.take(state) else {
         return refused("This sign-in was not begun in this browser, or too long ago.");
     };
-    let mut response = match finish(&app, &pending, &params, &id).await {
+    let mut response = match finish(&app, &pending, &params, &id, browser(&headers, &client)).await
+    {
         Ok(response) => {
             end_previous(&app, &headers).await;
             response
@@ -117,6 +123,7 @@ async fn finish(
     pending: &PendingLogin,
     params: &CallbackParams,
     id: &RequestId,
+    browser: Browser,
 ) -> Result<Response, Box<Response>> {
     let store_failed = |error: StoreError| {
         tracing::warn!(%error, "a sign-in could not be recorded");
@@ -144,7 +151,7 @@ async fn finish(
         .finish(&redirect_uri(app), pending, params)
         .await
         .map_err(|error| Box::new(failed(id, &error)))?;
-    let (cookie, login) = new_login(app, signed_in);
+    let (cookie, login) = new_login(app, signed_in, browser);
     match app.0.store.sign_in(login, now).await {
         Ok(user) => tracing::info!(%user, "signed in"),
         Err(StoreError::Conflict(_)) => {
@@ -162,7 +169,27 @@ async fn finish(
     Ok(response)
 }
 
-fn new_login(app: &AppState, signed_in: SignedIn) -> (cookie::Cookie<'static>, NewLogin) {
+/// What a person recognises a login by.
+struct Browser {
+    user_agent: Option<String>,
+    remote_addr: String,
+}
+
+fn browser(headers: &HeaderMap, client: &Client) -> Browser {
+    let user_agent = headers
+        .get(header::USER_AGENT)
+        .and_then(|value| value.to_str().ok());
+    Browser {
+        user_agent: user_agent.map(|text| text.chars().take(MAX_USER_AGENT).collect()),
+        remote_addr: client.addr.to_string(),
+    }
+}
+
+fn new_login(
+    app: &AppState,
+    signed_in: SignedIn,
+    browser: Browser,
+) -> (cookie::Cookie<'static>, NewLogin) {
     let (cookie, secret_hash) = app.0.auth.cookies.issue_login();
     let (now, settings) = (app.0.clock.now(), &app.0.config.login);
     let login = NewLogin {
@@ -174,6 +201,8 @@ fn new_login(app: &AppState, signed_in: SignedIn) -> (cookie::Cookie<'static>, N
         name: signed_in.name,
         sid: signed_in.sid,
         tenants: signed_in.tenants,
+        user_agent: browser.user_agent,
+        remote_addr: Some(browser.remote_addr),
         idle_expires_at: now.plus(settings.idle_timeout),
         expires_at: now.plus(settings.absolute_timeout),
     };
@@ -197,71 +226,6 @@ async fn end_previous(app: &AppState, headers: &HeaderMap) {
     if let Err(error) = ended.await {
         tracing::warn!(%error, "the previous login could not be ended");
     }
-}
-
-/// The person, as shown to themselves.
-#[derive(Serialize, ToSchema)]
-pub struct MeUser {
-    #[schema(value_type = String)]
-    id: crate::types::UserId,
-    email: Option<String>,
-    name: Option<String>,
-}
-
-/// The login, as shown to its person.
-#[derive(Serialize, ToSchema)]
-pub struct MeLogin {
-    #[schema(value_type = String)]
-    id: LoginId,
-    #[schema(value_type = String, format = DateTime)]
-    expires_at: crate::types::Timestamp,
-}
-
-/// A tenant and the caller's role in it.
-#[derive(Serialize, ToSchema)]
-pub struct MeTenant {
-    #[schema(value_type = String)]
-    id: crate::types::TenantId,
-    name: String,
-    role: &'static str,
-}
-
-impl From<Membership> for MeTenant {
-    fn from(membership: Membership) -> Self {
-        Self {
-            id: membership.id,
-            name: membership.name,
-            role: membership.role.as_str(),
-        }
-    }
-}
-
-/// Who is signed in.
-#[derive(Serialize, ToSchema)]
-pub struct Me {
-    user: MeUser,
-    login: MeLogin,
-    /// The tenant that this request is about.
-    tenant: MeTenant,
-    /// All tenants of the person.
-    tenants: Vec<MeTenant>,
-}
-
-/// Tells who is signed in.
-pub async fn me(Caller(principal): Caller) -> Json<Me> {
-    Json(Me {
-        user: MeUser {
-            id: principal.user.id,
-            email: principal.user.email,
-            name: principal.user.name,
-        },
-        login: MeLogin {
-            id: principal.login,
-            expires_at: principal.login_expires_at,
-        },
-        tenant: principal.tenant.into(),
-        tenants: principal.memberships.into_iter().map(Into::into).collect(),
-    })
 }
 
 /// Where a browser that has signed out goes.
@@ -320,11 +284,6 @@ pub fn callback_doc() -> Doc {
     .answer(303, "Signed in: to the path that the sign-in began with")
     .answer(400, "Not a sign-in of this browser, or refused: a page")
     .answer(503, "The provider does not answer: a page")
-}
-
-/// Describes [`me`].
-pub fn me_doc() -> Doc {
-    Doc::new("auth", "Who is signed in").returns(200, "The caller", schema::<Me>())
 }
 
 /// Describes [`logout`].

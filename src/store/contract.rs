@@ -30,6 +30,8 @@ fn login(subject: &str, hash: u8) -> NewLogin {
         name: Some(subject.to_uppercase()),
         sid: None,
         tenants: None,
+        user_agent: Some("Browser/1".into()),
+        remote_addr: Some("192.0.2.7".into()),
         idle_expires_at: NOW.plus(HOUR),
         expires_at: NOW.plus(HOUR * 2),
     }
@@ -90,6 +92,106 @@ fn all() -> PageRequest {
     PageRequest {
         limit: 200,
         cursor: None,
+    }
+}
+
+#[tokio::test]
+async fn a_person_sees_and_ends_their_own_logins_only() {
+    let Fixture { store, dir: _dir } = fixture().await;
+    let (alice, _, first) = sign_in(&store, "alice", 1).await;
+    let (_, _, second) = sign_in(&store, "alice", 2).await;
+    let (bob, _, his) = sign_in(&store, "bob", 3).await;
+    let shown = store.list_logins(&alice, NOW).await.expect("read");
+    let ids: Vec<_> = shown.iter().map(|login| login.id.clone()).collect();
+    assert!(ids.len() == 2 && ids.contains(&first) && ids.contains(&second));
+    assert_eq!(shown[0].user_agent.as_deref(), Some("Browser/1"));
+    assert_eq!(shown[0].remote_addr.as_deref(), Some("192.0.2.7"));
+    let later = NOW.plus(HOUR);
+    assert!(
+        store
+            .list_logins(&alice, later)
+            .await
+            .expect("read")
+            .is_empty()
+    );
+
+    assert!(!store.end_login_of(&bob, &first, NOW).await.expect("write"));
+    let ended = store
+        .end_other_logins(&alice, &second, NOW)
+        .await
+        .expect("write");
+    assert_eq!(ended, std::slice::from_ref(&first));
+    let changes = store.list_changes(0, 100).await.expect("read");
+    let told = |id: &LoginId| changes.iter().any(|change| change.subject == id.as_str());
+    assert!(told(&first) && !told(&second) && !told(&his));
+    assert!(
+        store
+            .end_login_of(&alice, &second, NOW)
+            .await
+            .expect("write")
+    );
+    assert!(
+        store
+            .find_login([2; 32], NOW)
+            .await
+            .expect("read")
+            .is_none()
+    );
+    assert!(
+        store
+            .find_login([3; 32], NOW)
+            .await
+            .expect("read")
+            .is_some()
+    );
+}
+
+#[tokio::test]
+async fn the_active_tenant_is_one_of_the_persons_and_stays_for_the_next_login() {
+    let Fixture { store, dir: _dir } = fixture().await;
+    let member_of = |hash, tenants: &[&str]| NewLogin {
+        tenants: Some(
+            tenants
+                .iter()
+                .map(|name| ((*name).to_owned(), Role::Viewer))
+                .collect(),
+        ),
+        ..login("alice", hash)
+    };
+    store
+        .sign_in(member_of(1, &["one", "two"]), NOW)
+        .await
+        .expect("sign in");
+    let record = store
+        .find_login([1; 32], NOW)
+        .await
+        .expect("read")
+        .expect("a login");
+    let other = record
+        .memberships
+        .iter()
+        .find(|of| of.id != record.active_tenant);
+    let other = other.expect("two tenants").id.clone();
+    let foreign = TenantId::random();
+    assert!(
+        !store
+            .set_active_tenant(&record.id, &foreign)
+            .await
+            .expect("write")
+    );
+    assert!(
+        store
+            .set_active_tenant(&record.id, &other)
+            .await
+            .expect("write")
+    );
+    store
+        .sign_in(member_of(2, &["one", "two"]), NOW)
+        .await
+        .expect("sign in");
+    for hash in [1, 2] {
+        let found = store.find_login([hash; 32], NOW).await.expect("read");
+        assert_eq!(found.expect("a login").active_tenant, other);
     }
 }
 

@@ -66,10 +66,31 @@ pub struct NewLogin {
     pub sid: Option<String>,
     /// Tenants and roles by a claim; `None` where tenants are kept here.
     pub tenants: Option<Vec<(String, Role)>>,
+    /// What the browser calls itself.
+    pub user_agent: Option<String>,
+    /// Where the browser is.
+    pub remote_addr: Option<String>,
     /// When the login ends if it is not used.
     pub idle_expires_at: Timestamp,
     /// When the login ends in any case.
     pub expires_at: Timestamp,
+}
+
+/// A signed-in browser, as its person recognises it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoginEntry {
+    /// The login's public name.
+    pub id: LoginId,
+    /// When the person signed in.
+    pub created_at: Timestamp,
+    /// When the login ends if it is not used.
+    pub idle_expires_at: Timestamp,
+    /// When the login ends in any case.
+    pub expires_at: Timestamp,
+    /// What the browser calls itself.
+    pub user_agent: Option<String>,
+    /// Where the browser was at the sign-in.
+    pub remote_addr: Option<String>,
 }
 
 impl Store {
@@ -127,6 +148,61 @@ impl Store {
     pub async fn end_login(&self, id: &LoginId, now: Timestamp) -> Result<bool, StoreError> {
         let id = id.clone();
         on_engine!(self, write, logins::end(&id, now))
+    }
+
+    /// A person's live logins, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn list_logins(
+        &self,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<Vec<LoginEntry>, StoreError> {
+        let user = user.clone();
+        on_engine!(self, read, logins::list(&user, now))
+    }
+
+    /// Ends a person's login on every process; tells whether the person had it.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn end_login_of(
+        &self,
+        user: &UserId,
+        id: &LoginId,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let (user, id) = (user.clone(), id.clone());
+        on_engine!(self, write, logins::end_of(&user, &id, now))
+    }
+
+    /// Ends a person's logins but one, on every process; tells which.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn end_other_logins(
+        &self,
+        user: &UserId,
+        kept: &LoginId,
+        now: Timestamp,
+    ) -> Result<Vec<LoginId>, StoreError> {
+        let (user, kept) = (user.clone(), kept.clone());
+        on_engine!(self, write, logins::end_others(&user, &kept, now))
+    }
+
+    /// Makes a tenant the active one of a login, and of the person's next logins; false when the
+    /// person is no member.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn set_active_tenant(
+        &self,
+        login: &LoginId,
+        tenant: &TenantId,
+    ) -> Result<bool, StoreError> {
+        let (login, tenant) = (login.clone(), tenant.clone());
+        on_engine!(self, write, logins::set_active_tenant(&login, &tenant))
     }
 
     /// Uses up the state of a sign-in; false when it was used before, here or elsewhere.

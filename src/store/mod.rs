@@ -28,7 +28,7 @@ use serde::Serialize;
 pub use changes::{Change, ChangeKind};
 pub use devices::{ConnectionFilter, Device, DeviceFilter};
 pub use directory::{BegunSession, Echo, NewNode, NewSession, SessionRow};
-pub use logins::{LoginRecord, MAX_LOGINS_PER_USER, Membership, NewLogin, User};
+pub use logins::{LoginEntry, LoginRecord, MAX_LOGINS_PER_USER, Membership, NewLogin, User};
 pub use pairing::{
     CodeStatus, Exchange, NewDevice, NewPairingCode, Paired, PairedDevice, PairingCode,
 };

@@ -24,6 +24,7 @@ mod forwarding;
 mod gate;
 mod harness;
 mod internal;
+mod logins;
 mod pairing;
 mod sign_in;
 mod tunnel;

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::{changes, parsed, time};
 use crate::store::logins::MAX_LOGINS_PER_USER;
-use crate::store::{ChangeKind, LoginRecord, Membership, NewLogin, StoreError, User};
+use crate::store::{ChangeKind, LoginEntry, LoginRecord, Membership, NewLogin, StoreError, User};
 use crate::types::{LoginId, Role, TenantId, Timestamp, UserId};
 
 /// Signs somebody in.
@@ -33,7 +33,8 @@ pub fn sign_in(
     };
     connection.execute(
         "INSERT INTO logins (id, secret_hash, user_id, active_tenant, sid, created_at,
-             idle_expires_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             idle_expires_at, expires_at, user_agent, remote_addr)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         params![
             login.id.as_str(),
             &login.secret_hash[..],
@@ -42,7 +43,9 @@ pub fn sign_in(
             login.sid,
             now.as_millis(),
             login.idle_expires_at.as_millis(),
-            login.expires_at.as_millis()
+            login.expires_at.as_millis(),
+            login.user_agent,
+            login.remote_addr
         ],
     )?;
     end_surplus_logins(connection, &user, now)?;
@@ -262,6 +265,83 @@ pub fn end(connection: &Connection, id: &LoginId, now: Timestamp) -> Result<bool
         changes::append(connection, ChangeKind::LoginEnded, id.as_str(), None, now)?;
     }
     Ok(ended == 1)
+}
+
+/// A person's live logins.
+pub fn list(
+    connection: &Connection,
+    user: &UserId,
+    now: Timestamp,
+) -> Result<Vec<LoginEntry>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id, created_at, idle_expires_at, expires_at, user_agent, remote_addr FROM logins
+         WHERE user_id = ?1 AND idle_expires_at > ?2 AND expires_at > ?2
+         ORDER BY created_at DESC, id",
+    )?;
+    let rows = statement.query_map(params![user.as_str(), now.as_millis()], |row| {
+        Ok(LoginEntry {
+            id: parsed(row, "id")?,
+            created_at: time(row, "created_at")?,
+            idle_expires_at: time(row, "idle_expires_at")?,
+            expires_at: time(row, "expires_at")?,
+            user_agent: row.get("user_agent")?,
+            remote_addr: row.get("remote_addr")?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Ends one of a person's logins.
+pub fn end_of(
+    connection: &Connection,
+    user: &UserId,
+    id: &LoginId,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let owned: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM logins WHERE id = ?1 AND user_id = ?2)")?
+        .query_row([id.as_str(), user.as_str()], |row| row.get(0))?;
+    Ok(owned && end(connection, id, now)?)
+}
+
+/// Ends a person's logins but one.
+pub fn end_others(
+    connection: &Connection,
+    user: &UserId,
+    kept: &LoginId,
+    now: Timestamp,
+) -> Result<Vec<LoginId>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT id FROM logins WHERE user_id = ?1 AND id <> ?2")?;
+    let others = statement.query_map([user.as_str(), kept.as_str()], |row| parsed(row, "id"))?;
+    let others: Vec<LoginId> = others.collect::<Result<_, _>>()?;
+    for id in &others {
+        end(connection, id, now)?;
+    }
+    Ok(others)
+}
+
+/// Moves a login to another of its person's tenants.
+pub fn set_active_tenant(
+    connection: &Connection,
+    login: &LoginId,
+    tenant: &TenantId,
+) -> Result<bool, StoreError> {
+    let moved = connection
+        .prepare_cached(
+            "UPDATE logins SET active_tenant = ?2 WHERE id = ?1 AND EXISTS
+             (SELECT 1 FROM members m WHERE m.user_id = logins.user_id AND m.tenant_id = ?2)",
+        )?
+        .execute([login.as_str(), tenant.as_str()])?;
+    if moved == 1 {
+        connection
+            .prepare_cached(
+                "UPDATE users SET last_tenant = ?2
+                 WHERE id = (SELECT user_id FROM logins WHERE id = ?1)",
+            )?
+            .execute([login.as_str(), tenant.as_str()])?;
+    }
+    Ok(moved == 1)
 }
 
 /// Uses a state up.

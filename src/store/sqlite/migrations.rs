@@ -4,7 +4,10 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::store::StoreError;
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_initial.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_initial.sql"),
+    include_str!("migrations/0002_logins_shown.sql"),
+];
 
 /// Brings the schema up to date, under the database's write lock.
 pub fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

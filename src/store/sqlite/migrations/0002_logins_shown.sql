@@ -1,0 +1,3 @@
+-- What a person recognises a signed-in browser by.
+ALTER TABLE logins ADD COLUMN user_agent TEXT;
+ALTER TABLE logins ADD COLUMN remote_addr TEXT;
