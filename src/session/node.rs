@@ -190,19 +190,17 @@ impl Node {
         sessions
     }
 
-    /// Tells the devices to move, lets streams finish until `deadline`, then closes all sessions
-    /// and leaves the directory.
+    /// Tells the devices to move, lets streams finish until `deadline`, then closes all sessions.
     pub async fn drain(&self, deadline: Instant) {
         self.0.draining.cancel();
         self.renew_once().await;
-        let sessions = self.0.registry.all();
-        let step = MOVE_SPREAD / u32::try_from(sessions.len().max(1)).unwrap_or(u32::MAX);
-        for (index, session) in sessions.iter().enumerate() {
-            let after = step * u32::try_from(index).unwrap_or(u32::MAX);
-            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            session.tell(ControlMessage::Move { after_ms });
-        }
-        let grace = Instant::now() + MOVE_GRACE;
+        // Where there is nowhere to go a device would only run against a closed door, and then wait
+        // longer than this process needs to come back.
+        let elsewhere = !matches!(self.0.store.tunnel_url().await, Ok(None));
+        let grace = match elsewhere {
+            true => self.tell_to_move(),
+            false => Instant::now(),
+        };
         while !self.0.registry.is_empty() && Instant::now() < deadline {
             for session in self.0.registry.all() {
                 let moved = session.is_draining() || Instant::now() >= grace;
@@ -215,6 +213,18 @@ impl Node {
         for session in self.0.registry.all() {
             session.close_because(CloseReason::Restarting).await;
         }
+    }
+
+    /// Spreads the fleet over a while; tells until when an idle session is left alone.
+    fn tell_to_move(&self) -> Instant {
+        let sessions = self.0.registry.all();
+        let step = MOVE_SPREAD / u32::try_from(sessions.len().max(1)).unwrap_or(u32::MAX);
+        for (index, session) in sessions.iter().enumerate() {
+            let after = step * u32::try_from(index).unwrap_or(u32::MAX);
+            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            session.tell(ControlMessage::Move { after_ms });
+        }
+        Instant::now() + MOVE_GRACE
     }
 
     /// Leaves the directory.
