@@ -544,7 +544,11 @@ async fn fw_17_close_codes_pass_both_ways(cloud: TestCloud) {
     };
     closed_here.close(Some(frame)).await.expect("sent");
     eventually("the origin has the close code", async || {
-        scene.origin.closes().contains(&4567).then_some(())
+        scene
+            .origin
+            .closes()
+            .contains(&(4567, "bye".to_owned()))
+            .then_some(())
     })
     .await;
 }

@@ -24,6 +24,8 @@ mod forwarding;
 mod gate;
 mod harness;
 mod internal;
+mod logout;
 mod pairing;
+mod several;
 mod sign_in;
 mod tunnel;

@@ -80,6 +80,14 @@ impl Browser {
         }
     }
 
+    /// The same browser, whose requests happen to reach another process.
+    pub fn through(&self, api: SocketAddr) -> Self {
+        Self {
+            api,
+            ..self.clone()
+        }
+    }
+
     /// A browser in which `user` has signed in.
     pub async fn sign_in(cloud: &TestCloud, user: &str) -> Self {
         let browser = Self::new(cloud);
@@ -180,6 +188,22 @@ impl Browser {
         let target = format!("/api/devices/{device}/http{path}");
         self.request_on(&self.host.clone(), Method::GET, &target)
             .header("origin", &self.origin())
+    }
+
+    /// Opens a device's own host; returns the host.
+    pub async fn enter(&self, device: &str) -> String {
+        let path = format!("/api/devices/{device}/open");
+        let link = self.post(&path).json(&json!({})).send().await;
+        let link = Url::parse(&text(&link.expect(201).json()["url"])).expect("a URL");
+        let host = link.authority().to_owned();
+        let ticket = &link[url::Position::BeforePath..url::Position::AfterQuery];
+        let entered = self
+            .request_on(&host, Method::GET, ticket)
+            .header("sec-fetch-dest", "document")
+            .header("sec-fetch-mode", "navigate")
+            .header("sec-fetch-site", "cross-site");
+        entered.send().await.expect(303);
+        host
     }
 
     /// The origin of the console's pages.

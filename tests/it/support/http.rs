@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{SinkExt, Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::browser::Jar;
@@ -109,7 +109,6 @@ impl Request {
 
     /// Sets a body that is made while it is sent: chunked, unless a Content-Length is set.
     pub fn stream(mut self, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Self {
-        use futures_util::StreamExt;
         let frames = chunks.map(|chunk| Ok(Frame::data(chunk)));
         self.body = BodyExt::boxed_unsync(StreamBody::new(frames));
         self
@@ -244,6 +243,34 @@ pub struct WebSocket {
     pub socket: WebSocketStream<TcpStream>,
     /// The headers of the 101.
     pub headers: HeaderMap,
+}
+
+impl WebSocket {
+    /// Waits for the close frame, past any messages: its code and reason.
+    pub async fn closed(&mut self) -> (u16, String) {
+        within("the close frame", async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Close(Some(frame)))) => {
+                        return (frame.code.into(), frame.reason.as_str().to_owned());
+                    }
+                    Some(Ok(Message::Close(None))) => return (1005, String::new()),
+                    Some(Ok(_)) => {}
+                    other => panic!("a close frame should come: {other:?}"),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether a message comes back from an origin that echoes.
+    pub async fn echoes(&mut self, message: Message) -> bool {
+        let back = within("the message comes back", async {
+            self.socket.send(message.clone()).await.ok()?;
+            self.socket.next().await?.ok()
+        });
+        back.await == Some(message)
+    }
 }
 
 /// An answer whose body is still coming.
