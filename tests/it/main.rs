@@ -26,6 +26,7 @@ mod harness;
 mod internal;
 mod logout;
 mod pairing;
+mod reload;
 mod several;
 mod sign_in;
 mod tunnel;

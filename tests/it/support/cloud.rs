@@ -93,6 +93,12 @@ impl TestCloudBuilder {
         self
     }
 
+    /// Leaves a setting of all tests' clouds out, because the test has its own way to set it.
+    pub fn without_setting(mut self, name: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self
+    }
+
     /// Does not start the proxy of [`Topology::Split`] yet; [`TestCloud::start_proxy`] does.
     pub fn without_proxy(mut self) -> Self {
         self.has_proxy = false;
@@ -325,6 +331,21 @@ impl TestCloud {
         let mut process = Process::spawn(&what, self.home.path(), &args, env);
         let ready = Ready::read(&what, &file, &mut process).await;
         (process, ready)
+    }
+}
+
+/// An address on which nothing listens, for whom it is given to later. No port of the range that the
+/// kernel gives out by itself, so that nobody else comes by it.
+pub fn free_addr() -> SocketAddr {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = std::process::id() as usize;
+    loop {
+        let next = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(20_000 + next % 10_000).expect("a port");
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        if std::net::TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
     }
 }
 

@@ -494,6 +494,14 @@ impl RawConnection {
         status.unwrap_or_else(|| panic!("no status line: {head:?}"))
     }
 
+    /// Reads exactly so many bytes.
+    pub async fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let read = within("more bytes", self.0.read_exact(&mut bytes)).await;
+        read.expect("the connection goes on");
+        bytes
+    }
+
     /// Reads until the other side has nothing more to say.
     pub async fn read_to_end(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();

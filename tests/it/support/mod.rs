@@ -11,7 +11,7 @@ mod raw_device;
 mod wait;
 
 pub use browser::{Anonymous, Browser, LOGIN_COOKIE, text};
-pub use cloud::{Another, Part, Ready, TestCloud, Topology};
+pub use cloud::{Another, Part, Ready, TestCloud, TestCloudBuilder, Topology, free_addr};
 pub use device::Device;
 pub use http::{Answer, RawConnection, Request, Streaming, WebSocket, random_token};
 pub use origin::{Origin, RawOrigin};
