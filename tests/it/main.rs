@@ -29,4 +29,5 @@ mod pairing;
 mod reload;
 mod several;
 mod sign_in;
+mod tls;
 mod tunnel;

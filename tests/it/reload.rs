@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 on_both_topologies![
-    f27_cookie_keys_are_changed_without_ending_a_login,
+    cs_08_cookie_keys_are_changed_without_ending_a_login,
     the_log_level_is_changed_while_it_runs,
     a_broken_file_leaves_everything_as_it_was,
 ];
@@ -57,7 +57,7 @@ fn write(file: &PathBuf, level: &str, keys: &[&str]) {
     std::fs::write(file, text).expect("write the settings");
 }
 
-async fn f27_cookie_keys_are_changed_without_ending_a_login(topology: Topology) {
+async fn cs_08_cookie_keys_are_changed_without_ending_a_login(topology: Topology) {
     let mut scene = Scene::set(topology).await;
     let before = Browser::sign_in(&scene.cloud, "alice").await;
     write(&scene.file, "info", &[NEW_KEY, OLD_KEY]);

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::process::Process;
+use super::tls::{Authority, TlsClient};
 use super::wait::eventually;
 
 /// How a cloud is spread over processes.
@@ -84,6 +85,7 @@ pub struct TestCloudBuilder {
     topology: Topology,
     settings: Vec<(String, String)>,
     has_proxy: bool,
+    tls: Option<TlsClient>,
 }
 
 impl TestCloudBuilder {
@@ -99,6 +101,27 @@ impl TestCloudBuilder {
         self
     }
 
+    /// Lets people and devices in over TLS only, at `localhost`; the certificate is what the authority
+    /// has issued last.
+    pub fn tls(mut self, authority: &Authority) -> Self {
+        let (api, tunnel) = (free_addr(), free_addr());
+        self.tls = Some(authority.client("localhost"));
+        let cert = authority.cert_file();
+        let key = authority.key_file();
+        self.setting("EDGECLOUD__SERVER__API_LISTEN", api)
+            .setting(
+                "EDGECLOUD__SERVER__PUBLIC_URL",
+                format!("https://localhost:{}", api.port()),
+            )
+            .setting("EDGECLOUD__TUNNEL__LISTEN", tunnel)
+            .setting(
+                "EDGECLOUD__TUNNEL__PUBLIC_URL",
+                format!("wss://localhost:{}", tunnel.port()),
+            )
+            .setting("EDGECLOUD__TLS__CERT", cert.display())
+            .setting("EDGECLOUD__TLS__KEY", key.display())
+    }
+
     /// Does not start the proxy of [`Topology::Split`] yet; [`TestCloud::start_proxy`] does.
     pub fn without_proxy(mut self) -> Self {
         self.has_proxy = false;
@@ -111,6 +134,7 @@ impl TestCloudBuilder {
         let mut cloud = TestCloud {
             topology: self.topology,
             settings: self.settings,
+            tls: self.tls,
             home,
             members: Vec::new(),
         };
@@ -129,6 +153,7 @@ impl TestCloudBuilder {
 pub struct TestCloud {
     topology: Topology,
     settings: Vec<(String, String)>,
+    tls: Option<TlsClient>,
     home: TempDir,
     members: Vec<Member>,
 }
@@ -139,6 +164,7 @@ impl TestCloud {
         TestCloudBuilder {
             topology,
             has_proxy: true,
+            tls: None,
             // Tests pair far more often than people do, all from one address.
             settings: vec![
                 (
@@ -196,6 +222,19 @@ impl TestCloud {
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
+    }
+
+    /// The settings of every process.
+    pub fn settings(&self) -> Vec<(&str, &str)> {
+        let settings = self.settings.iter();
+        settings
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect()
+    }
+
+    /// Whom people trust, in a cloud with TLS.
+    pub fn tls(&self) -> Option<&TlsClient> {
+        self.tls.as_ref()
     }
 
     /// Starts the proxy that [`TestCloudBuilder::without_proxy`] left out.
