@@ -4,15 +4,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
+use jiff::Timestamp;
 use tokio::sync::mpsc::Sender;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::sign_in::move_end;
 use crate::support::{
-    Browser, Device, Origin, Streaming, TestCloud, Topology, WebSocket, on_both_topologies,
+    Browser, Device, Origin, Streaming, TestCloud, Topology, WebSocket, on_both_topologies, text,
 };
 
-on_both_topologies![lo_03_signing_out_ends_everything_that_is_open];
+on_both_topologies![
+    lo_03_signing_out_ends_everything_that_is_open,
+    lo_03_a_login_that_runs_out_ends_everything_that_is_open,
+];
 
 /// Two seconds are promised; the rest is slack for a busy machine.
 const SOON: Duration = Duration::from_secs(4);
@@ -128,6 +133,21 @@ async fn lo_03_signing_out_ends_everything_that_is_open(cloud: TestCloud) {
     ended.expect("everything ends soon");
     let lives = others.echoes(Message::text("still here")).await;
     assert!(lives, "her other login lives on");
+}
+
+async fn lo_03_a_login_that_runs_out_ends_everything_that_is_open(cloud: TestCloud) {
+    let scene = Scene::set(cloud).await;
+    for end in ["idle_expires_at", "expires_at"] {
+        let mut others = scene.open_websocket(&scene.elsewhere).await;
+        let opened = Opened::of(&scene).await;
+        let login = text(&scene.alice.me().await["login"]["id"]);
+        move_end(&scene.cloud, &login, end, Timestamp::now());
+        let ended = timeout(SOON, opened.ends()).await;
+        ended.expect("everything ends soon");
+        let lives = others.echoes(Message::text("still here")).await;
+        assert!(lives, "her other login lives on");
+        scene.alice.sign_in_again("alice").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -406,7 +406,7 @@ async fn cs_05_a_login_that_is_used_goes_on(cloud: TestCloud) {
 }
 
 /// Logins live for minutes at least, which is too long for a test: an end is moved in the database.
-fn move_end(cloud: &TestCloud, login: &str, end: &str, to: Timestamp) {
+pub fn move_end(cloud: &TestCloud, login: &str, end: &str, to: Timestamp) {
     let sql = format!("UPDATE logins SET {end} = ?1 WHERE id = ?2");
     let changed = cloud
         .database()
