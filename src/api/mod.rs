@@ -174,6 +174,16 @@ impl AppState {
         }
     }
 
+    /// Ends logins when their time is over, so that what they have open ends with them.
+    pub async fn end_expired_logins(self) {
+        loop {
+            tokio::time::sleep(EXPIRY_EVERY).await;
+            if let Err(error) = self.0.store.end_expired_logins(self.0.clock.now()).await {
+                tracing::warn!(%error, "logins whose time is over could not be ended");
+            }
+        }
+    }
+
     /// Removes what has expired, from time to time.
     pub async fn clean_up(self) {
         loop {
@@ -187,5 +197,8 @@ impl AppState {
 
 /// How often the provider is looked at; a fresh answer is kept for an hour.
 const PROVIDER_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
+/// How often logins are looked for whose time is over; with the changes that the others follow, their
+/// streams end within two seconds.
+const EXPIRY_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often what has expired is removed.
 const CLEAN_UP_EVERY: std::time::Duration = std::time::Duration::from_secs(60);

@@ -103,6 +103,7 @@ impl ApiListeners {
         // Revocations are followed until the very end, like the streams that they cut.
         lifecycle.spawn_vital("changes", app.clone().follow_changes());
         lifecycle.spawn_vital("provider", app.clone().watch_provider());
+        lifecycle.spawn_vital("expiry of logins", app.clone().end_expired_logins());
         lifecycle.spawn_vital("clean-up", app.clone().clean_up());
         let forwarder = app.0.forwarder.clone();
         lifecycle.spawn_vital(

@@ -237,6 +237,32 @@ async fn a_login_ends_by_idleness_by_age_and_by_hand() {
 }
 
 #[tokio::test]
+async fn a_login_whose_time_is_over_is_ended_where_everybody_sees_it() {
+    let Fixture { store, dir: _dir } = fixture().await;
+    let (_, _, idle) = sign_in(&store, "alice", 1).await;
+    let (_, _, used) = sign_in(&store, "alice", 2).await;
+    store
+        .touch_login(&used, NOW.plus(HOUR * 9))
+        .await
+        .expect("touch");
+    let before = store.latest_change().await.expect("read");
+    let ended = async |at: Timestamp| {
+        store.end_expired_logins(at).await.expect("end");
+        let changes = store.list_changes(before, 10).await.expect("read");
+        let ended = changes.into_iter().map(|change| {
+            assert_eq!(change.kind, ChangeKind::LoginEnded);
+            change.subject
+        });
+        ended.collect::<Vec<_>>()
+    };
+    assert_eq!(ended(NOW).await, Vec::<String>::new());
+    assert_eq!(ended(NOW.plus(HOUR)).await, [idle.as_str()]);
+    let both = [idle.as_str(), used.as_str()];
+    assert_eq!(ended(NOW.plus(HOUR * 2)).await, both);
+    assert_eq!(ended(NOW.plus(HOUR * 3)).await, both, "once each");
+}
+
+#[tokio::test]
 async fn claimed_tenants_replace_what_the_claim_gave_before() {
     let Fixture { store, dir: _dir } = fixture().await;
     let with = |hash, tenants: &[(&str, Role)]| NewLogin {

@@ -205,6 +205,18 @@ impl Store {
         on_engine!(self, write, logins::set_active_tenant(&login, &tenant))
     }
 
+    /// Ends the logins whose time is over, on every process.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written.
+    pub async fn end_expired_logins(&self, now: Timestamp) -> Result<(), StoreError> {
+        // Most often there is none, and then nothing is written.
+        match on_engine!(self, read, logins::has_expired(now))? {
+            true => on_engine!(self, write, logins::end_expired(now)),
+            false => Ok(()),
+        }
+    }
+
     /// Uses up the state of a sign-in; false when it was used before, here or elsewhere.
     ///
     /// # Errors

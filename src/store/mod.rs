@@ -159,7 +159,7 @@ impl Store {
         on_engine!(self, read, maintenance::check())
     }
 
-    /// Removes what has expired: states, tickets, logins, device tokens; codes a day and changes ten
+    /// Removes what has expired: states, tickets, device tokens; codes a day and changes ten
     /// minutes after their time.
     ///
     /// # Errors

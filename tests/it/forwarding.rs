@@ -6,10 +6,11 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::support::{
-    Anonymous, Answer, Browser, Device, Manner, Origin, Pattern, RawConnection, RawDevice,
+    Anonymous, Answer, Browser, Device, Manner, Origin, Part, Pattern, RawConnection, RawDevice,
     RawOrigin, TestCloud, Topology, eventually, on_both_topologies, text, within,
 };
 
@@ -31,6 +32,9 @@ on_both_topologies![
     fw_17_the_device_learns_that_the_caller_is_gone,
     fw_17_a_websocket_passes_both_ways,
     fw_17_close_codes_pass_both_ways,
+    fw_17_a_websocket_keeps_its_extensions,
+    fw_17_long_messages_pass_both_ways,
+    ug_02_a_websocket_is_told_when_the_service_restarts,
     ch_05_a_websocket_needs_the_clouds_origin,
     fw_16_the_origin_decides_about_expected_bodies,
     fw_16_an_answer_before_the_end_of_the_upload_arrives,
@@ -515,36 +519,123 @@ async fn fw_17_a_websocket_passes_both_ways(cloud: TestCloud) {
 
 async fn fw_17_close_codes_pass_both_ways(cloud: TestCloud) {
     let scene = Scene::set(cloud).await;
-    let open = || async {
+    let open = async || {
         let handshake = scene
             .alice
             .forward_websocket(&scene.device.id, "/do/websocket");
-        handshake.websocket().await.expect("a WebSocket").socket
+        handshake.websocket().await.expect("a WebSocket")
     };
-    let mut closed_there = open().await;
-    let please = Message::text("close 4321 enough for today");
-    closed_there.send(please).await.expect("sent");
-    let frame = within("the close frame", async {
-        loop {
-            match closed_there.next().await {
-                Some(Ok(Message::Close(frame))) => return frame.expect("a code"),
-                Some(Ok(_)) => {}
-                other => panic!("a close frame should come: {other:?}"),
-            }
-        }
+    for code in [4000, 4321] {
+        let mut closed_there = open().await;
+        let please = Message::text(format!("close {code} enough for today"));
+        closed_there.socket.send(please).await.expect("sent");
+        let told = closed_there.closed().await;
+        assert_eq!(told, (code, "enough for today".to_owned()));
+    }
+    for code in [4000, 4567] {
+        let mut closed_here = open().await;
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: "bye for now".into(),
+        };
+        closed_here.socket.close(Some(frame)).await.expect("sent");
+        eventually("the origin has code and reason", async || {
+            let closes = scene.origin.closes();
+            closes
+                .contains(&(code, "bye for now".to_owned()))
+                .then_some(())
+        })
+        .await;
+    }
+}
+
+async fn fw_17_a_websocket_keeps_its_extensions(cloud: TestCloud) {
+    let origin = RawOrigin::spawn(|mut stream, head| async move {
+        let offered = "sec-websocket-extensions: permessage-deflate; client_max_window_bits";
+        let offered = head.to_lowercase().contains(offered);
+        let key = head
+            .lines()
+            .find_map(|line| {
+                line.split_once(": ")
+                    .filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"))
+            })
+            .map_or("", |(_, key)| key);
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
+             X-Offered: {offered}\r\n\r\n",
+            derive_accept_key(key.as_bytes())
+        );
+        let _ = stream.write_all(answer.as_bytes()).await;
+        // Bytes that only ends which agreed on an extension can read.
+        let _ = stream.write_all(&[0xc1, 1, 0x55]).await;
+        std::future::pending::<()>().await;
     })
     .await;
-    assert_eq!(u16::from(frame.code), 4321);
-    assert_eq!(frame.reason.as_str(), "enough for today");
+    let (alice, device) = device_of(&cloud, origin.addr()).await;
+    let mut caller = RawConnection::open(cloud.api_addr()).await;
+    caller
+        .send(format!(
+            "GET /api/devices/{}/http/ HTTP/1.1\r\nHost: {}\r\nOrigin: {}\r\n\
+             Cookie: edgecloud={}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n",
+            device.id,
+            alice.host(),
+            alice.origin(),
+            alice.login_cookie(),
+        ))
+        .await;
+    let head = caller.read_head().await.to_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(
+        head.contains("\r\nsec-websocket-extensions: permessage-deflate\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("\r\nsec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("\r\nx-offered: true\r\n"), "{head}");
+    assert_eq!(caller.read_bytes(3).await, [0xc1, 1, 0x55]);
+}
 
-    let mut closed_here = open().await;
-    let frame = CloseFrame {
-        code: 4567.into(),
-        reason: "bye".into(),
-    };
-    closed_here.close(Some(frame)).await.expect("sent");
-    eventually("the origin has the close code", async || {
-        scene.origin.closes().contains(&4567).then_some(())
+async fn fw_17_long_messages_pass_both_ways(cloud: TestCloud) {
+    let scene = Scene::set(cloud).await;
+    let handshake = scene
+        .alice
+        .forward_websocket(&scene.device.id, "/do/websocket");
+    let mut opened = handshake.websocket().await.expect("a WebSocket");
+    let mut pattern = Pattern::default();
+    let long: Vec<u8> = (0..50).flat_map(|_| pattern.next(u64::MAX)).collect();
+    assert!(long.len() > 3 << 20);
+    assert!(opened.echoes(Message::binary(long)).await);
+    let text = "☕".repeat(700_000);
+    assert!(opened.echoes(Message::text(text)).await);
+}
+
+async fn ug_02_a_websocket_is_told_when_the_service_restarts(topology: Topology) {
+    let cloud = TestCloud::builder(topology)
+        .setting("EDGECLOUD__SERVER__DRAIN_TIMEOUT", "1s")
+        .spawn()
+        .await;
+    let mut scene = Scene::set(cloud).await;
+    let handshake = scene
+        .alice
+        .forward_websocket(&scene.device.id, "/do/websocket");
+    let mut opened = handshake.websocket().await.expect("a WebSocket");
+    assert!(opened.echoes(Message::text("hello")).await);
+    scene.cloud.terminate(Part::Api);
+    let (code, _) = opened.closed().await;
+    assert!(code == 1012 || code == 1001, "{code}");
+    let status = scene.cloud.wait_exit(Part::Api).await;
+    assert_eq!(status.code(), Some(0));
+    eventually("the device was told too", async || {
+        let closes = scene.origin.closes();
+        closes
+            .iter()
+            .any(|(code, _)| matches!(code, 1001 | 1012))
+            .then_some(())
     })
     .await;
 }

@@ -168,7 +168,10 @@ async fn a_websocket_echoes_and_closes_with_codes() {
     };
     other.socket.close(Some(frame)).await.expect("sent");
     eventually("the code arrives", async || {
-        origin.closes().contains(&4567).then_some(())
+        origin
+            .closes()
+            .contains(&(4567, "bye".to_owned()))
+            .then_some(())
     })
     .await;
 }

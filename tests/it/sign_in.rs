@@ -1,11 +1,15 @@
 //! Signing in through the provider and out again, and everything that must not get in on the way.
 
+use std::sync::Arc;
+
 use http::Method;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    Anonymous, Browser, LOGIN_COOKIE, Part, Request, TestCloud, Topology, eventually,
-    on_both_topologies, text,
+    Anonymous, Browser, LOGIN_COOKIE, Part, RawOrigin, Request, TestCloud, TestCloudBuilder,
+    Topology, eventually, free_addr, on_both_topologies, text,
 };
 
 on_both_topologies![
@@ -25,6 +29,9 @@ on_both_topologies![
     cs_01_the_cookies_have_the_attributes_that_protect_them,
     cs_03_every_sign_in_gets_a_new_login,
     cs_04_a_cookie_that_nobody_issued_is_nobody,
+    cs_05_a_login_that_is_not_used_is_over,
+    cs_05_a_login_is_over_in_any_case_some_day,
+    cs_05_a_login_that_is_used_goes_on,
     cs_09_a_doubled_login_cookie_is_nobody,
     ch_01_to_03_requests_that_another_site_makes_a_browser_send_change_nothing,
     ch_07_no_other_origin_may_read_answers,
@@ -364,6 +371,56 @@ async fn cs_04_a_cookie_that_nobody_issued_is_nobody(cloud: TestCloud) {
     assert!(alice.is_signed_in().await);
 }
 
+async fn cs_05_a_login_that_is_not_used_is_over(cloud: TestCloud) {
+    a_login_is_over_after(&cloud, "idle_expires_at").await;
+}
+
+async fn cs_05_a_login_is_over_in_any_case_some_day(cloud: TestCloud) {
+    a_login_is_over_after(&cloud, "expires_at").await;
+}
+
+async fn a_login_is_over_after(cloud: &TestCloud, end: &str) {
+    let alice = Browser::sign_in(cloud, "alice").await;
+    let elsewhere = Browser::sign_in(cloud, "alice").await;
+    let login = text(&alice.me().await["login"]["id"]);
+    let a_minute_ago = Timestamp::now() - SignedDuration::from_secs(60);
+    move_end(cloud, &login, end, a_minute_ago);
+    for _ in 0..2 {
+        assert!(!alice.is_signed_in().await, "no request brings it back");
+    }
+    assert!(elsewhere.is_signed_in().await, "her other login lives on");
+    alice.sign_in_again("alice").await;
+    assert!(alice.is_signed_in().await);
+}
+
+async fn cs_05_a_login_that_is_used_goes_on(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let login = text(&alice.me().await["login"]["id"]);
+    let in_a_minute = Timestamp::now() + SignedDuration::from_secs(60);
+    move_end(&cloud, &login, "idle_expires_at", in_a_minute);
+    let absolute = end_of(&cloud, &login, "expires_at");
+    assert!(alice.is_signed_in().await);
+    let idle = end_of(&cloud, &login, "idle_expires_at");
+    assert!(idle > in_a_minute.as_millisecond(), "its use is noted");
+    assert_eq!(end_of(&cloud, &login, "expires_at"), absolute);
+}
+
+/// Logins live for minutes at least, which is too long for a test: an end is moved in the database.
+pub fn move_end(cloud: &TestCloud, login: &str, end: &str, to: Timestamp) {
+    let sql = format!("UPDATE logins SET {end} = ?1 WHERE id = ?2");
+    let changed = cloud
+        .database()
+        .execute(&sql, (to.as_millisecond(), login))
+        .expect("move the login's end");
+    assert_eq!(changed, 1);
+}
+
+fn end_of(cloud: &TestCloud, login: &str, end: &str) -> i64 {
+    let sql = format!("SELECT {end} FROM logins WHERE id = ?1");
+    let found = cloud.database().query_row(&sql, [login], |row| row.get(0));
+    found.expect("the login is there")
+}
+
 async fn cs_09_a_doubled_login_cookie_is_nobody(cloud: TestCloud) {
     let alice = Browser::sign_in(&cloud, "alice").await;
     let cookie = format!("{LOGIN_COOKIE}={}", alice.login_cookie());
@@ -525,49 +582,105 @@ async fn a_reload_of_a_page_without_a_login_leads_to_the_provider(cloud: TestClo
     nobody.get("/api/auth/me").send().await.expect(401);
 }
 
-#[tokio::test]
-async fn ol_25_a_provider_that_is_down_stops_new_logins_only() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ol_25_a_provider_that_is_down_stops_new_logins_only_until_it_is_back() {
     for topology in [Topology::All, Topology::Split] {
-        // Port 1 on loopback refuses connections.
+        let provider = free_addr();
         let cloud = TestCloud::builder(topology)
-            .setting("EDGECLOUD__OIDC__ISSUER", "http://127.0.0.1:1")
-            .setting("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud")
+            .setting("EDGECLOUD__OIDC__ISSUER", format!("http://{provider}"))
+            .setting("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud-dev")
             .spawn()
             .await;
         assert_no_login(&cloud).await;
+        // The development issuer of another cloud does as a provider.
+        let _other = TestCloud::builder(Topology::All)
+            .setting("EDGECLOUD__DEV__ISSUER_LISTEN", provider)
+            .spawn()
+            .await;
+        eventually("the login leads to the provider again", async || {
+            let login = Browser::new(&cloud).navigate("/api/auth/login", "none");
+            login.send().await.status.is_redirection().then_some(())
+        })
+        .await;
+        Browser::sign_in(&cloud, "alice").await;
+        let ready = Anonymous::of(&cloud).get("/readyz").send().await;
+        assert_eq!(ready.expect(200).json()["degraded"], json!([]));
     }
 }
 
-#[tokio::test]
-async fn ol_17_a_provider_that_names_itself_otherwise_is_not_believed() {
-    use crate::support::RawOrigin;
-    use tokio::io::AsyncWriteExt;
-    let liar = RawOrigin::spawn(|mut stream, _| async move {
-        let body = json!({
-            "issuer": "https://other.example",
-            "authorization_endpoint": "https://other.example/authorize",
-            "token_endpoint": "https://other.example/token",
-            "jwks_uri": "https://other.example/jwks",
+/// A provider that says about itself what `describe` makes of its address.
+async fn provider(describe: impl Fn(&mut Value) + Send + Sync + 'static) -> RawOrigin {
+    let describe = Arc::new(describe);
+    RawOrigin::spawn(move |mut stream, head| {
+        let describe = Arc::clone(&describe);
+        async move {
+        let host = head
+            .lines()
+            .find_map(|line| line.to_lowercase().strip_prefix("host: ").map(str::to_owned))
+            .expect("a host");
+        let issuer = format!("http://{host}");
+        let mut metadata = json!({
+            "issuer": issuer,
+            "authorization_endpoint": format!("{issuer}/authorize"),
+            "token_endpoint": format!("{issuer}/token"),
+            "jwks_uri": format!("{issuer}/jwks"),
             "response_types_supported": ["code"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
             "code_challenge_methods_supported": ["S256"],
-        })
-        .to_string();
+        });
+        describe(&mut metadata);
+        let body = match head.starts_with("GET /jwks ") {
+            true => json!({"keys": []}).to_string(),
+            false => metadata.to_string(),
+        };
         let answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
         let _ = stream.write_all(answer.as_bytes()).await;
+        }
     })
-    .await;
-    let cloud = TestCloud::builder(Topology::All)
-        .setting("EDGECLOUD__OIDC__ISSUER", format!("http://{}", liar.addr()))
+    .await
+}
+
+fn cloud_with(provider: &RawOrigin) -> TestCloudBuilder {
+    let issuer = format!("http://{}", provider.addr());
+    TestCloud::builder(Topology::All)
+        .setting("EDGECLOUD__OIDC__ISSUER", issuer)
         .setting("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud")
+}
+
+#[tokio::test]
+async fn ol_17_a_provider_that_is_as_it_should_be_is_believed() {
+    let honest = provider(|_| {}).await;
+    let cloud = cloud_with(&honest).spawn().await;
+    let authorize = Browser::new(&cloud).begin_login("/").await;
+    assert_eq!(authorize.authority(), honest.addr().to_string());
+}
+
+#[tokio::test]
+async fn ol_17_a_provider_that_names_itself_otherwise_is_not_believed() {
+    let liar = provider(|metadata| metadata["issuer"] = json!("https://other.example")).await;
+    let cloud = cloud_with(&liar)
+        .setting("EDGECLOUD__OIDC__CLIENT_SECRET", "a canary of a secret")
         .spawn()
         .await;
     assert_no_login(&cloud).await;
     assert!(liar.requests() > 0, "the provider was asked");
+}
+
+#[tokio::test]
+async fn ol_17_a_provider_without_s256_is_refused_to_a_public_client() {
+    for methods in [json!(["plain"]), json!([])] {
+        let old = provider(move |metadata| {
+            metadata["code_challenge_methods_supported"] = methods.clone();
+        })
+        .await;
+        let cloud = cloud_with(&old).spawn().await;
+        assert_no_login(&cloud).await;
+        assert!(old.requests() > 0, "the provider was asked");
+    }
 }
 
 async fn assert_no_login(cloud: &TestCloud) {
@@ -578,6 +691,12 @@ async fn assert_no_login(cloud: &TestCloud) {
         .await
         .expect(503);
     assert!(answer.header("content-type").starts_with("text/html"));
+    let page = answer.text();
+    assert!(page.contains("href=\"/\""), "there is a way back: {page}");
+    for hidden in ["canary", "other.example", "127.0.0.1"] {
+        assert!(!page.contains(hidden), "{page}");
+    }
+    assert_eq!(nobody.cookie_names(), Vec::<String>::new());
     let ready = Anonymous::of(cloud).get("/readyz").send().await;
     assert_eq!(ready.expect(200).json()["degraded"], json!(["oidc"]));
     Anonymous::of(cloud)
@@ -585,4 +704,7 @@ async fn assert_no_login(cloud: &TestCloud) {
         .send()
         .await
         .expect(401);
+    for process in cloud.processes() {
+        assert!(!process.output().contains("canary"), "not in the log");
+    }
 }

@@ -27,6 +27,7 @@ on_both_topologies![
     a_plain_yamux_client_serves_requests,
     fw_04_a_raw_device_that_talks_nonsense_fails_only_its_own_requests,
     tu_16_a_device_that_never_answers_times_out,
+    tu_17_a_device_that_falls_silent_is_offline,
 ];
 
 async fn tu_01_only_a_devices_own_token_opens_a_tunnel(cloud: TestCloud) {
@@ -448,4 +449,23 @@ async fn tu_16_a_device_that_never_answers_times_out(topology: Topology) {
         let answer = alice.forward(&device.id, method, "/").send().await;
         answer.expect_problem(504, "origin_timeout");
     }
+}
+
+async fn tu_17_a_device_that_falls_silent_is_offline(topology: Topology) {
+    let cloud = TestCloud::builder(topology)
+        .setting("EDGECLOUD__TUNNEL__HEARTBEAT", "1s")
+        .spawn()
+        .await;
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let device = RawDevice::pair(&cloud, &alice).await;
+    // From here on nobody reads what arrives, and the connection stays open.
+    let silent = device.connect().await;
+    alice.wait_for_status(&device.id, "online").await;
+    let pending = alice.forward(&device.id, Method::POST, "/").send();
+    let pending = tokio::spawn(pending);
+    let shown = alice.wait_for_status(&device.id, "offline").await;
+    assert_eq!(shown["reason"], "disconnected");
+    let answer = within("the request ends", pending).await.expect("no panic");
+    assert!(matches!(answer.status.as_u16(), 502 | 504), "{answer:?}");
+    drop(silent);
 }

@@ -7,6 +7,9 @@ use crate::store::logins::MAX_LOGINS_PER_USER;
 use crate::store::{ChangeKind, LoginEntry, LoginRecord, Membership, NewLogin, StoreError, User};
 use crate::types::{LoginId, Role, TenantId, Timestamp, UserId};
 
+/// Logins that are ended at once.
+const BATCH: i64 = 1_000;
+
 /// Signs somebody in.
 pub fn sign_in(
     connection: &Connection,
@@ -342,6 +345,28 @@ pub fn set_active_tenant(
             .execute([login.as_str(), tenant.as_str()])?;
     }
     Ok(moved == 1)
+}
+
+/// Whether the time of a login is over.
+pub fn has_expired(connection: &Connection, now: Timestamp) -> Result<bool, StoreError> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM logins WHERE expires_at <= ?1 OR idle_expires_at <= ?1)";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_row([now.as_millis()], |row| row.get(0))?)
+}
+
+/// Ends the logins whose time is over; the rest of very many waits for the next time.
+pub fn end_expired(connection: &Connection, now: Timestamp) -> Result<(), StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM logins WHERE expires_at <= ?1 OR idle_expires_at <= ?1 LIMIT ?2",
+    )?;
+    let expired = statement.query_map(params![now.as_millis(), BATCH], |row| {
+        parsed::<LoginId>(row, "id")
+    })?;
+    for id in expired.collect::<Result<Vec<_>, _>>()? {
+        end(connection, &id, now)?;
+    }
+    Ok(())
 }
 
 /// Uses a state up.

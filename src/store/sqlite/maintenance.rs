@@ -78,11 +78,6 @@ pub fn delete_expired(connection: &Connection, now: Timestamp) -> Result<(), Sto
         now,
     )?;
     expired(
-        "DELETE FROM logins WHERE id IN
-         (SELECT id FROM logins WHERE expires_at <= ?1 OR idle_expires_at <= ?1 LIMIT ?2)",
-        now,
-    )?;
-    expired(
         "DELETE FROM device_tokens WHERE hash IN
          (SELECT hash FROM device_tokens WHERE expires_at <= ?1 LIMIT ?2)",
         now,

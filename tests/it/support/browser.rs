@@ -11,6 +11,7 @@ use url::Url;
 
 use super::cloud::TestCloud;
 use super::http::{Answer, Request};
+use super::tls::TlsClient;
 use super::wait::eventually;
 
 /// The login cookie's name where people reach the cloud by plain http on loopback.
@@ -63,12 +64,16 @@ pub struct Browser {
     api: SocketAddr,
     host: String,
     jar: Jar,
+    tls: Option<TlsClient>,
 }
 
 impl Browser {
     /// A browser that was never here before.
     pub fn new(cloud: &TestCloud) -> Self {
-        Self::at(cloud.api_addr(), cloud.public_host())
+        Self {
+            tls: cloud.tls().cloned(),
+            ..Self::at(cloud.api_addr(), cloud.public_host())
+        }
     }
 
     /// A browser that was never at this address before.
@@ -77,6 +82,15 @@ impl Browser {
             api,
             host: host.to_owned(),
             jar: Jar::default(),
+            tls: None,
+        }
+    }
+
+    /// The same browser, whose requests happen to reach another process.
+    pub fn through(&self, api: SocketAddr) -> Self {
+        Self {
+            api,
+            ..self.clone()
         }
     }
 
@@ -118,7 +132,7 @@ impl Browser {
             .await
             .expect(303);
         let callback = answer.header("location");
-        let target = callback.strip_prefix(&format!("http://{}", self.host));
+        let target = callback.strip_prefix(&self.origin());
         target
             .unwrap_or_else(|| panic!("the callback is on another host: {callback}"))
             .to_owned()
@@ -147,7 +161,9 @@ impl Browser {
 
     /// A request to another host name of the cloud, with that host's cookies and no other header.
     pub fn request_on(&self, host: &str, method: Method, target: &str) -> Request {
-        Request::new(self.api, host, method, target).with_jar(self.jar.clone(), host)
+        Request::new(self.api, host, method, target)
+            .with_jar(self.jar.clone(), host)
+            .over(self.tls.as_ref())
     }
 
     /// A GET of the console.
@@ -182,9 +198,26 @@ impl Browser {
             .header("origin", &self.origin())
     }
 
+    /// Opens a device's own host; returns the host.
+    pub async fn enter(&self, device: &str) -> String {
+        let path = format!("/api/devices/{device}/open");
+        let link = self.post(&path).json(&json!({})).send().await;
+        let link = Url::parse(&text(&link.expect(201).json()["url"])).expect("a URL");
+        let host = link.authority().to_owned();
+        let ticket = &link[url::Position::BeforePath..url::Position::AfterQuery];
+        let entered = self
+            .request_on(&host, Method::GET, ticket)
+            .header("sec-fetch-dest", "document")
+            .header("sec-fetch-mode", "navigate")
+            .header("sec-fetch-site", "cross-site");
+        entered.send().await.expect(303);
+        host
+    }
+
     /// The origin of the console's pages.
     pub fn origin(&self) -> String {
-        format!("http://{}", self.host)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.host)
     }
 
     /// Who is signed in.
@@ -281,6 +314,7 @@ pub fn text(value: &Value) -> String {
 pub struct Anonymous {
     api: SocketAddr,
     host: String,
+    tls: Option<TlsClient>,
 }
 
 impl Anonymous {
@@ -289,12 +323,21 @@ impl Anonymous {
         Self {
             api: cloud.api_addr(),
             host: cloud.public_host().to_owned(),
+            tls: cloud.tls().cloned(),
+        }
+    }
+
+    /// The same, whose requests happen to reach another process.
+    pub fn through(&self, api: SocketAddr) -> Self {
+        Self {
+            api,
+            ..self.clone()
         }
     }
 
     /// Any request.
     pub fn request(&self, method: Method, target: &str) -> Request {
-        Request::new(self.api, &self.host, method, target)
+        Request::new(self.api, &self.host, method, target).over(self.tls.as_ref())
     }
 
     /// A GET.

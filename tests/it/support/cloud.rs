@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::process::Process;
+use super::tls::{Authority, TlsClient};
 use super::wait::eventually;
 
 /// How a cloud is spread over processes.
@@ -58,10 +60,32 @@ struct Member {
     ready: Ready,
 }
 
+/// A process that was started beside those of a [`TestCloud`], on the same data.
+pub struct Another {
+    /// The process.
+    pub process: Process,
+    /// Where it listens.
+    pub ready: Ready,
+}
+
+impl Another {
+    /// Where people's requests go.
+    pub fn api_addr(&self) -> SocketAddr {
+        self.ready.api.expect("an api listens")
+    }
+
+    /// Where devices connect.
+    pub fn tunnel_addr(&self) -> SocketAddr {
+        self.ready.tunnel.expect("a proxy listens for tunnels")
+    }
+}
+
 /// How a cloud is to be started.
 pub struct TestCloudBuilder {
     topology: Topology,
     settings: Vec<(String, String)>,
+    has_proxy: bool,
+    tls: Option<TlsClient>,
 }
 
 impl TestCloudBuilder {
@@ -71,16 +95,53 @@ impl TestCloudBuilder {
         self
     }
 
+    /// Leaves a setting of all tests' clouds out, because the test has its own way to set it.
+    pub fn without_setting(mut self, name: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// Lets people and devices in over TLS only, at `localhost`; the certificate is what the authority
+    /// has issued last.
+    pub fn tls(mut self, authority: &Authority) -> Self {
+        let (api, tunnel) = (free_addr(), free_addr());
+        self.tls = Some(authority.client("localhost"));
+        let cert = authority.cert_file();
+        let key = authority.key_file();
+        self.setting("EDGECLOUD__SERVER__API_LISTEN", api)
+            .setting(
+                "EDGECLOUD__SERVER__PUBLIC_URL",
+                format!("https://localhost:{}", api.port()),
+            )
+            .setting("EDGECLOUD__TUNNEL__LISTEN", tunnel)
+            .setting(
+                "EDGECLOUD__TUNNEL__PUBLIC_URL",
+                format!("wss://localhost:{}", tunnel.port()),
+            )
+            .setting("EDGECLOUD__TLS__CERT", cert.display())
+            .setting("EDGECLOUD__TLS__KEY", key.display())
+    }
+
+    /// Does not start the proxy of [`Topology::Split`] yet; [`TestCloud::start_proxy`] does.
+    pub fn without_proxy(mut self) -> Self {
+        self.has_proxy = false;
+        self
+    }
+
     /// Starts it and waits until everything listens.
     pub async fn spawn(self) -> TestCloud {
         let home = TempDir::new().expect("make a directory for a cloud");
         let mut cloud = TestCloud {
             topology: self.topology,
             settings: self.settings,
+            tls: self.tls,
             home,
             members: Vec::new(),
         };
         for role in cloud.roles() {
+            if role == "proxy" && !self.has_proxy {
+                continue;
+            }
             let member = cloud.start(role, None).await;
             cloud.members.push(member);
         }
@@ -92,6 +153,7 @@ impl TestCloudBuilder {
 pub struct TestCloud {
     topology: Topology,
     settings: Vec<(String, String)>,
+    tls: Option<TlsClient>,
     home: TempDir,
     members: Vec<Member>,
 }
@@ -101,6 +163,8 @@ impl TestCloud {
     pub fn builder(topology: Topology) -> TestCloudBuilder {
         TestCloudBuilder {
             topology,
+            has_proxy: true,
+            tls: None,
             // Tests pair far more often than people do, all from one address.
             settings: vec![
                 (
@@ -150,13 +214,63 @@ impl TestCloud {
     /// Host and port of [`TestCloud::public_url`].
     pub fn public_host(&self) -> &str {
         self.public_url()
-            .strip_prefix("http://")
-            .expect("plain http in development")
+            .split_once("://")
+            .map(|(_, host)| host)
+            .expect("a URL")
     }
 
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
+    }
+
+    /// The settings of every process.
+    pub fn settings(&self) -> Vec<(&str, &str)> {
+        let settings = self.settings.iter();
+        settings
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect()
+    }
+
+    /// Whom people trust, in a cloud with TLS.
+    pub fn tls(&self) -> Option<&TlsClient> {
+        self.tls.as_ref()
+    }
+
+    /// Starts the proxy that [`TestCloudBuilder::without_proxy`] left out.
+    pub async fn start_proxy(&mut self) {
+        let member = self.start("proxy", None).await;
+        self.members.push(member);
+    }
+
+    /// Starts one more process on the same data, with more settings. An api process has the
+    /// people's address and the provider of the first one.
+    pub async fn another(&self, role: &'static str, more: &[(&str, &str)]) -> Another {
+        static COUNT: AtomicUsize = AtomicUsize::new(2);
+        let name = format!("{role}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut env = listen_settings(role, None);
+        env.extend(self.settings.clone());
+        if role != "proxy" {
+            let issuer = format!("http://{}", self.issuer_addr());
+            env.extend(
+                [
+                    ("EDGECLOUD__SERVER__PUBLIC_URL", self.public_url()),
+                    ("EDGECLOUD__OIDC__ISSUER", &issuer),
+                    ("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud-dev"),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+            );
+        }
+        let more = more.iter();
+        env.extend(more.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let (process, ready) = self.spawn(role, &name, &env).await;
+        Another { process, ready }
+    }
+
+    /// The database, opened beside the processes: for what takes too long to wait for.
+    pub fn database(&self) -> rusqlite::Connection {
+        let file = self.data_dir().join("edgecloud.db");
+        rusqlite::Connection::open(file).expect("open the database")
     }
 
     /// The process with a part.
@@ -227,7 +341,18 @@ impl TestCloud {
     }
 
     async fn start(&self, role: &'static str, before: Option<Ready>) -> Member {
-        let file = ready_file(self.home.path(), role);
+        let mut env = listen_settings(role, before.as_ref());
+        env.extend(self.settings.clone());
+        let (process, ready) = self.spawn(role, role, &env).await;
+        Member {
+            role,
+            process,
+            ready,
+        }
+    }
+
+    async fn spawn(&self, role: &str, name: &str, env: &[(String, String)]) -> (Process, Ready) {
+        let file = ready_file(self.home.path(), name);
         // The file of an earlier life would be taken for that of the new one.
         let _ = std::fs::remove_file(&file);
         let data_dir = self.data_dir();
@@ -241,14 +366,24 @@ impl TestCloud {
             "--ready-file".as_ref(),
             file.as_os_str(),
         ];
-        let mut env = listen_settings(role, before.as_ref());
-        env.extend(self.settings.clone());
-        let mut process = Process::spawn(&format!("role {role}"), self.home.path(), &args, &env);
-        let ready = Ready::read(&format!("role {role}"), &file, &mut process).await;
-        Member {
-            role,
-            process,
-            ready,
+        let what = format!("role {name}");
+        let mut process = Process::spawn(&what, self.home.path(), &args, env);
+        let ready = Ready::read(&what, &file, &mut process).await;
+        (process, ready)
+    }
+}
+
+/// An address on which nothing listens, for whom it is given to later. No port of the range that the
+/// kernel gives out by itself, so that nobody else comes by it.
+pub fn free_addr() -> SocketAddr {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = std::process::id() as usize;
+    loop {
+        let next = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(20_000 + next % 10_000).expect("a port");
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        if std::net::TcpListener::bind(addr).is_ok() {
+            return addr;
         }
     }
 }

@@ -23,10 +23,21 @@ pub struct Device {
 impl Device {
     /// Pairs a new device with the tenant of `owner`, and waits until it is online.
     pub async fn pair(cloud: &TestCloud, owner: &Browser, origin: SocketAddr) -> Self {
+        Self::pair_with(cloud, owner, origin, &[]).await
+    }
+
+    /// As [`Device::pair`], with more arguments.
+    pub async fn pair_with(
+        cloud: &TestCloud,
+        owner: &Browser,
+        origin: SocketAddr,
+        more: &[&str],
+    ) -> Self {
         let known: Vec<_> = owner.devices().await;
         let (_, code) = owner.pairing_code().await;
         let home = TempDir::new().expect("make a directory for a device");
-        let pairing = ["--cloud", cloud.public_url(), "--pair", &code];
+        let mut pairing = vec!["--cloud", cloud.public_url(), "--pair", &code];
+        pairing.extend(more);
         let mut process = start(&home, origin, &pairing);
         let id = eventually("the new device is listed", async || {
             process.check_running();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{SinkExt, Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -13,14 +13,16 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::browser::Jar;
+use super::tls::TlsClient;
 use super::wait::within;
 
 /// What goes wrong with an exchange, as text enough for a test.
@@ -51,7 +53,12 @@ pub struct Request {
     headers: HeaderMap,
     body: Body,
     jar: Option<(Jar, String)>,
+    tls: Option<TlsClient>,
 }
+
+/// A connection, with or without TLS.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Request {
     /// A request to a listener; `host` is the Host header.
@@ -65,7 +72,14 @@ impl Request {
             headers,
             body: full(Bytes::new()),
             jar: None,
+            tls: None,
         }
+    }
+
+    /// Goes over TLS, if there is somebody to trust.
+    pub(super) fn over(mut self, tls: Option<&TlsClient>) -> Self {
+        self.tls = tls.cloned();
+        self
     }
 
     /// Takes cookies from a jar and puts the answer's there.
@@ -109,7 +123,6 @@ impl Request {
 
     /// Sets a body that is made while it is sent: chunked, unless a Content-Length is set.
     pub fn stream(mut self, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Self {
-        use futures_util::StreamExt;
         let frames = chunks.map(|chunk| Ok(Frame::data(chunk)));
         self.body = BodyExt::boxed_unsync(StreamBody::new(frames));
         self
@@ -154,6 +167,10 @@ impl Request {
     async fn try_open(self) -> Result<Streaming, Error> {
         let what = self.to_string();
         let stream = TcpStream::connect(self.addr).await?;
+        let stream: Box<dyn Io> = match &self.tls {
+            Some(tls) => Box::new(tls.connect(stream).await?),
+            None => Box::new(stream),
+        };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             // The exchange below tells of any error.
@@ -182,6 +199,25 @@ impl Request {
     /// # Errors
     /// The answer, when that is not 101.
     pub async fn websocket(self) -> Result<WebSocket, Box<Answer>> {
+        let stream = connect(self.addr).await;
+        self.shake_hands(stream).await
+    }
+
+    /// As [`Request::websocket`], over TLS.
+    ///
+    /// # Errors
+    /// The answer, when that is not 101.
+    pub async fn secure_websocket(self) -> Result<WebSocket<TlsStream<TcpStream>>, Box<Answer>> {
+        let stream = connect(self.addr).await;
+        let tls = self.tls.as_ref().expect("somebody to trust");
+        let stream = tls.connect(stream).await.expect("a TLS handshake");
+        self.shake_hands(stream).await
+    }
+
+    async fn shake_hands<S>(self, stream: S) -> Result<WebSocket<S>, Box<Answer>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let what = self.to_string();
         let mut request = http::Request::builder()
             .uri(format!("ws://{}{}", self.addr, self.target))
@@ -199,7 +235,6 @@ impl Request {
         ] {
             request.headers_mut().insert(name_of(name), value_of(value));
         }
-        let stream = connect(self.addr).await;
         match within(&what, tokio_tungstenite::client_async(request, stream)).await {
             Ok((socket, answer)) => Ok(WebSocket {
                 socket,
@@ -239,11 +274,39 @@ fn value_of(value: &str) -> HeaderValue {
 }
 
 /// A WebSocket, and the headers of the answer that opened it.
-pub struct WebSocket {
+pub struct WebSocket<S = TcpStream> {
     /// The open socket.
-    pub socket: WebSocketStream<TcpStream>,
+    pub socket: WebSocketStream<S>,
     /// The headers of the 101.
     pub headers: HeaderMap,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
+    /// Waits for the close frame, past any messages: its code and reason.
+    pub async fn closed(&mut self) -> (u16, String) {
+        within("the close frame", async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Close(Some(frame)))) => {
+                        return (frame.code.into(), frame.reason.as_str().to_owned());
+                    }
+                    Some(Ok(Message::Close(None))) => return (1005, String::new()),
+                    Some(Ok(_)) => {}
+                    other => panic!("a close frame should come: {other:?}"),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether a message comes back from an origin that echoes.
+    pub async fn echoes(&mut self, message: Message) -> bool {
+        let back = within("the message comes back", async {
+            self.socket.send(message.clone()).await.ok()?;
+            self.socket.next().await?.ok()
+        });
+        back.await == Some(message)
+    }
 }
 
 /// An answer whose body is still coming.
@@ -465,6 +528,14 @@ impl RawConnection {
         let head = self.read_head().await;
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         status.unwrap_or_else(|| panic!("no status line: {head:?}"))
+    }
+
+    /// Reads exactly so many bytes.
+    pub async fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let read = within("more bytes", self.0.read_exact(&mut bytes)).await;
+        read.expect("the connection goes on");
+        bytes
     }
 
     /// Reads until the other side has nothing more to say.

@@ -8,16 +8,18 @@ mod origin;
 mod pattern;
 mod process;
 mod raw_device;
+mod tls;
 mod wait;
 
 pub use browser::{Anonymous, Browser, LOGIN_COOKIE, text};
-pub use cloud::{Part, Ready, TestCloud, Topology};
+pub use cloud::{Another, Part, Ready, TestCloud, TestCloudBuilder, Topology, free_addr};
 pub use device::Device;
 pub use http::{Answer, RawConnection, Request, Streaming, WebSocket, random_token};
 pub use origin::{Origin, RawOrigin};
 pub use pattern::Pattern;
 pub use process::{BINARY, Process, run, run_program};
 pub use raw_device::{Manner, RawDevice, ServedDevice};
+pub use tls::Authority;
 pub use wait::{eventually, within};
 
 /// What a test asks for: a running cloud, or only the topology, to start one with its own settings.

@@ -71,7 +71,7 @@ struct State {
     connections: AtomicUsize,
     seen: Mutex<Vec<Seen>>,
     uploads: Mutex<Vec<Upload>>,
-    closes: Mutex<Vec<u16>>,
+    closes: Mutex<Vec<(u16, String)>>,
     driven: Mutex<HashMap<String, mpsc::Receiver<Bytes>>>,
 }
 
@@ -145,8 +145,8 @@ impl Origin {
         lock(&self.state.uploads).clone()
     }
 
-    /// The close codes that callers of `/do/websocket` have sent.
-    pub fn closes(&self) -> Vec<u16> {
+    /// The close codes and reasons that callers of `/do/websocket` have sent.
+    pub fn closes(&self) -> Vec<(u16, String)> {
         lock(&self.state.closes).clone()
     }
 
@@ -421,8 +421,10 @@ where
     while let Some(Ok(message)) = socket.next().await {
         match message {
             Message::Close(frame) => {
-                let code = frame.map_or(1005, |frame| frame.code.into());
-                lock(&state.closes).push(code);
+                let close = frame.map_or((1005, String::new()), |frame| {
+                    (frame.code.into(), frame.reason.as_str().to_owned())
+                });
+                lock(&state.closes).push(close);
             }
             Message::Text(text) if text.starts_with("close ") => {
                 let mut words = text.splitn(3, ' ').skip(1);

@@ -46,6 +46,14 @@ impl RawDevice {
         }
     }
 
+    /// The same device, on its way to another proxy.
+    pub fn through(&self, tunnel: SocketAddr) -> Self {
+        Self {
+            tunnel,
+            ..self.clone()
+        }
+    }
+
     /// A request to the tunnel listener without credentials.
     pub fn anonymous(cloud: &TestCloud, target: &str) -> Request {
         let addr = cloud.tunnel_addr();
