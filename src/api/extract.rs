@@ -1,17 +1,22 @@
 //! Reads what a request says, strictly, in the order of the conventions: 415, 413, 400, 422.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use super::AppState;
 use super::error::Error;
 use crate::auth::access::Principal;
 use crate::store::PageRequest;
 
+/// How long a JSON body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Most items of a list.
 const MAX_LIMIT: u32 = 200;
 /// Items of a list when the request does not say.
@@ -44,15 +49,21 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse::<u64>().ok());
-        let empty = http_body::Body::is_end_stream(&body);
-        if !empty && !is_json(&parts.headers) {
-            return Err(Error::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
-                "Content-Type: application/json is needed",
-            ));
+        let too_long =
+            declared.is_some_and(|length| usize::try_from(length).is_ok_and(|it| it > limit));
+        if !is_json(&parts.headers) {
+            // Without a body no type is needed; whether a chunked one is empty shows at its end.
+            let empty = !too_long && read(body, limit).await.is_ok_and(|bytes| bytes.is_empty());
+            return match empty {
+                true => parse(b"{}").map(Self),
+                false => Err(Error::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "unsupported_media_type",
+                    "Content-Type: application/json is needed",
+                )),
+            };
         }
-        if declared.is_some_and(|length| usize::try_from(length).is_ok_and(|it| it > limit)) {
+        if too_long {
             return Err(too_large(limit));
         }
         let bytes = read(body, limit).await?;
@@ -61,7 +72,15 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 }
 
 async fn read(body: Body, limit: usize) -> Result<bytes::Bytes, Error> {
-    match Limited::new(body, limit).collect().await {
+    let collected = timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await;
+    let Ok(collected) = collected else {
+        let detail = "the body did not arrive in time";
+        return Err(
+            Error::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", detail)
+                .header(header::CONNECTION, "close"),
+        );
+    };
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
         Err(_) => Err(Error::bad_request("the request's body broke off")),

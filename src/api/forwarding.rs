@@ -41,6 +41,10 @@ pub async fn forward(
     let Some((device, prefix, target)) = split_target(&request) else {
         return Error::not_found().into_response();
     };
+    if request.headers().contains_key("service-worker") {
+        let detail = "a device has no service workers on the cloud's host; open its own";
+        return Error::new(StatusCode::FORBIDDEN, "service_worker", detail).into_response();
+    }
     let public_url = &app.0.public_url;
     let caller = forward::Caller {
         tenant: principal.tenant.id,

@@ -276,9 +276,6 @@ pub async fn exchange_code(
     JsonBody(body): JsonBody<CodeExchange>,
 ) -> Result<Response, Error> {
     let app = &app.0;
-    app.pairing_failures
-        .check(client.addr)
-        .map_err(Error::rate_limited)?;
     let device = new_device(body.device, &client)?;
     // Before the code is used: a device that learns no address could not use its token.
     let Some(tunnel_url) = app.store.tunnel_url().await? else {
@@ -288,6 +285,8 @@ pub async fn exchange_code(
                 .header(http::header::RETRY_AFTER, "5"),
         );
     };
+    let attempt = app.pairing_failures.attempt(client.addr);
+    let attempt = attempt.map_err(Error::rate_limited)?;
     let code = Code::parse(body.code.expose_secret());
     let token = DeviceToken::random();
     let exchange = Exchange {
@@ -295,12 +294,14 @@ pub async fn exchange_code(
         device,
         token_hash: token.hash(),
     };
-    let Some(paired) = app
+    let exchanged = app
         .store
         .exchange_pairing_code(exchange, app.clock.now())
-        .await?
-    else {
-        app.pairing_failures.failed(client.addr);
+        .await;
+    if !matches!(exchanged, Ok(None)) {
+        attempt.succeeded();
+    }
+    let Some(paired) = exchanged? else {
         let detail = "the code is wrong, used, expired or revoked: ask for a new one";
         return Err(Error::new(
             StatusCode::NOT_FOUND,

@@ -101,6 +101,16 @@ impl Entrance {
         if *request.method() == Method::CONNECT {
             return self.refuse_connect(request.headers()).await;
         }
+        let codings = request.headers().get_all(header::TRANSFER_ENCODING);
+        if codings
+            .iter()
+            .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        {
+            let detail = "the only transfer coding here is chunked";
+            return Error::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", detail)
+                .header(header::CONNECTION, "close")
+                .into_response();
+        }
         let Some(host) = host_of(&request) else {
             return Error::bad_request("a Host field is needed").into_response();
         };
@@ -136,6 +146,8 @@ impl Entrance {
         let public_url = &self.app.0.public_url;
         let name = host_name(host);
         if request.uri().path() == "/api/auth/login" {
+            let default_port = if public_url.is_https() { ":443" } else { ":80" };
+            let host = host.strip_suffix(default_port).unwrap_or(host);
             return host.eq_ignore_ascii_case(&public_url.authority());
         }
         name.eq_ignore_ascii_case(&public_url.host)

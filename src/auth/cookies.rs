@@ -125,7 +125,7 @@ impl Cookies {
 
     /// Whether a cookie name is one of ours, which no device may see or set.
     pub fn is_ours(name: &str) -> bool {
-        let name = name.trim().to_ascii_lowercase();
+        let name = name.trim().trim_matches('"').to_ascii_lowercase();
         let name = name.strip_prefix("__host-").unwrap_or(&name);
         name == LOGIN_NAME || name.starts_with("edgecloud-")
     }
@@ -135,13 +135,13 @@ fn device_message(login: &LoginId, device: &DeviceId) -> Vec<u8> {
     format!("{login}\n{device}").into_bytes()
 }
 
-/// Names and values of a request's cookies.
+/// Names and values of a request's cookies. What is not text is somebody else's: it must not hide ours.
 fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     headers
         .get_all(header::COOKIE)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+        .filter_map(|pair| std::str::from_utf8(pair).ok())
         .filter_map(|pair| pair.trim().split_once('='))
 }
 
@@ -192,6 +192,15 @@ mod tests {
         assert_eq!(
             cookies.read_login(&header(&format!("a=b; {pair}; edgecloud=x"))),
             Some(hash)
+        );
+        let mut foreign = HeaderMap::new();
+        let bytes = [b"a=\xe9; ".as_slice(), pair.as_bytes(), "; b=é".as_bytes()].concat();
+        let value = http::HeaderValue::from_bytes(&bytes).expect("a header");
+        foreign.insert(header::COOKIE, value);
+        assert_eq!(
+            cookies.read_login(&foreign),
+            Some(hash),
+            "others are not text"
         );
         assert_eq!(
             cookies.read_login(&header(&format!("{pair}; {pair}"))),

@@ -34,7 +34,8 @@ pub fn is_foreign_read(headers: &HeaderMap) -> bool {
 
 /// Whether a WebSocket handshake with a cookie comes from another origin (RFC 6455 §10.2).
 pub fn is_foreign_websocket(headers: &HeaderMap, our_origin: &str) -> bool {
-    text(headers, header::ORIGIN.as_str()) != Some(our_origin)
+    let elsewhere = !matches!(text(headers, "sec-fetch-site"), None | Some("same-origin"));
+    elsewhere || text(headers, header::ORIGIN.as_str()) != Some(our_origin)
 }
 
 /// Whether a request on a device's host comes from another origin: other devices' hosts are of the
@@ -112,6 +113,7 @@ mod tests {
             &[][..],
             &[("origin", "null")],
             &[("origin", "https://evil.cloud.example")],
+            &[("origin", OURS), ("sec-fetch-site", "cross-site")],
         ] {
             assert!(is_foreign_websocket(&headers(bad), OURS), "{bad:?}");
         }

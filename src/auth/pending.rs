@@ -75,7 +75,10 @@ impl PendingCookies {
     pub fn from_headers(headers: &HeaderMap, keys: &KeyRing, now: Timestamp) -> Self {
         let mut found = Vec::new();
         for value in headers.get_all(header::COOKIE) {
-            for cookie in Cookie::split_parse(value.to_str().unwrap_or_default()).flatten() {
+            // What is not text is somebody else's.
+            let pairs = value.as_bytes().split(|byte| *byte == b';');
+            let texts = pairs.filter_map(|pair| std::str::from_utf8(pair).ok());
+            for cookie in texts.filter_map(|text| Cookie::parse(text.trim()).ok()) {
                 if cookie.name().starts_with(PREFIX) {
                     let pending = open(keys, &cookie)
                         .filter(|pending| now.since(pending.created_at) < PENDING_FOR);

@@ -52,7 +52,7 @@ impl FailureLimit {
             all,
             addresses: Cache::builder()
                 .max_capacity(MAX_ADDRESSES)
-                .time_to_idle(WINDOW)
+                .time_to_idle(WINDOW * 2)
                 .build(),
             everybody: Mutex::new(Bucket::full(all)),
         }
@@ -63,33 +63,52 @@ impl FailureLimit {
         self.addresses.get_with(network(address), full)
     }
 
-    /// Whether an address may try now; else how long it must wait.
+    /// Takes one attempt of an address, before it is known how it ends: attempts at the same moment
+    /// must not all find the last one free.
     ///
     /// # Errors
-    /// The time to wait, at least a second.
-    pub fn check(&self, address: IpAddr) -> Result<(), Duration> {
-        wait_for(&self.everybody, self.all)?;
-        wait_for(&self.bucket(address), self.per_address)
-    }
-
-    /// Notes a failure.
-    pub fn failed(&self, address: IpAddr) {
-        for bucket in [&*self.bucket(address), &self.everybody] {
-            bucket.lock().unwrap_or_else(PoisonError::into_inner).left -= 1.0;
+    /// The time to wait, at least a second; then nothing was taken.
+    pub fn attempt(&self, address: IpAddr) -> Result<Attempt<'_>, Duration> {
+        let own = self.bucket(address);
+        take(&own, self.per_address)?;
+        if let Err(wait) = take(&self.everybody, self.all) {
+            give_back(&own, self.per_address);
+            return Err(wait);
         }
+        Ok(Attempt { limit: self, own })
     }
 }
 
-fn wait_for(bucket: &Mutex<Bucket>, size: f64) -> Result<(), Duration> {
+/// An attempt that counts as a failure unless it succeeds.
+pub struct Attempt<'a> {
+    limit: &'a FailureLimit,
+    own: Arc<Mutex<Bucket>>,
+}
+
+impl Attempt<'_> {
+    /// The attempt was no failure.
+    pub fn succeeded(self) {
+        give_back(&self.own, self.limit.per_address);
+        give_back(&self.limit.everybody, self.limit.all);
+    }
+}
+
+fn take(bucket: &Mutex<Bucket>, size: f64) -> Result<(), Duration> {
     let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
     bucket.fill(size, Instant::now());
     if bucket.left >= 1.0 {
+        bucket.left -= 1.0;
         return Ok(());
     }
     let seconds = (1.0 - bucket.left) / size * WINDOW.as_secs_f64();
     Err(Duration::from_secs_f64(
         seconds.clamp(1.0, WINDOW.as_secs_f64()),
     ))
+}
+
+fn give_back(bucket: &Mutex<Bucket>, size: f64) {
+    let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+    bucket.left = (bucket.left + 1.0).min(size);
 }
 
 /// One customer has at least a whole /64 of IPv6 addresses.
@@ -113,24 +132,44 @@ mod tests {
         let guesser: IpAddr = "2001:db8::1".parse().expect("an address");
         let neighbour: IpAddr = "2001:db8::ffff".parse().expect("an address");
         let other: IpAddr = "2001:db8:0:1::1".parse().expect("an address");
-        for _ in 0..3 {
-            assert_eq!(limit.check(guesser), Ok(()));
-            limit.failed(guesser);
-        }
-        let wait = limit.check(guesser).expect_err("too many");
+        // All at the same moment: each takes before any has ended.
+        let attempts: Vec<_> = (0..10).map(|_| limit.attempt(guesser)).collect();
+        assert_eq!(attempts.iter().filter(|attempt| attempt.is_ok()).count(), 3);
+        drop(attempts);
+        let wait = limit.attempt(guesser).err().expect("too many");
         assert!(wait >= Duration::from_secs(1) && wait <= WINDOW);
-        assert!(limit.check(neighbour).is_err(), "the same /64");
-        assert_eq!(limit.check(other), Ok(()));
+        assert!(limit.attempt(neighbour).is_err(), "the same /64");
+        assert!(limit.attempt(other).is_ok());
         tokio::time::advance(wait + Duration::from_millis(10)).await;
-        assert_eq!(limit.check(guesser), Ok(()));
+        assert!(limit.attempt(guesser).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_addresses_together_have_a_limit() {
-        let limit = FailureLimit::new(10, 5);
-        for last in 0..5 {
-            limit.failed(IpAddr::from([192, 0, 2, last]));
+    async fn success_costs_nothing() {
+        let limit = FailureLimit::new(2, 100);
+        let address = IpAddr::from([192, 0, 2, 1]);
+        for _ in 0..50 {
+            let Ok(attempt) = limit.attempt(address) else {
+                panic!("nothing was used up");
+            };
+            attempt.succeeded();
         }
-        assert!(limit.check(IpAddr::from([198, 51, 100, 1])).is_err());
+        assert!(limit.attempt(address).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rl_03_an_address_at_its_limit_takes_nothing_from_the_others() {
+        let limit = FailureLimit::new(2, 5);
+        let guesser = IpAddr::from([192, 0, 2, 1]);
+        for _ in 0..100 {
+            drop(limit.attempt(guesser));
+        }
+        for last in 2..5 {
+            assert!(limit.attempt(IpAddr::from([198, 51, 100, last])).is_ok());
+        }
+        assert!(
+            limit.attempt(IpAddr::from([198, 51, 100, 9])).is_err(),
+            "all together"
+        );
     }
 }

@@ -236,7 +236,9 @@ impl Exchange<'_> {
                 }
             }
         };
-        self.progress.answered();
+        if outcome.is_ok() {
+            self.progress.answered();
+        }
         outcome.map_err(|mut failed| {
             if let Some(request) = failed.take_message() {
                 return Failure::Unsent(Box::new(request));

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::{Caller, Door};
 use crate::auth::cookies::Cookies;
@@ -30,14 +30,17 @@ const HOP_BY_HOP: &[&str] = &[
     "upgrade",
 ];
 
-/// Fields of a response that speak for a whole host or its neighbours.
+/// Fields of a response that speak for a whole host or its neighbours, or to caches between us and the
+/// caller.
 const SPEAKS_FOR_HOST: &[&str] = &[
     "alt-svc",
+    "cdn-cache-control",
     "clear-site-data",
     "nel",
     "report-to",
     "reporting-endpoints",
     "strict-transport-security",
+    "surrogate-control",
 ];
 
 /// The names that a `Connection` field lists.
@@ -120,24 +123,29 @@ fn stays_here(name: &HeaderName, listed: &[String], door: &Door) -> bool {
         || (name == "authorization" && !door.is_device_host())
 }
 
-/// The device's own cookies and credentials; never the cloud's.
+/// Whether a browser sent a request, as all current ones say (Fetch Metadata).
+pub fn is_from_browser(headers: &HeaderMap) -> bool {
+    ["sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest"]
+        .iter()
+        .any(|name| headers.contains_key(*name))
+}
+
+/// The device's own cookies and credentials; never the cloud's. On the cloud's host a device has no
+/// cookies in a browser: what is there belongs to the cloud's neighbours.
 fn pass_credentials(headers: &mut HeaderMap, incoming: &HeaderMap, door: &Door) {
-    let mut cookies = String::new();
-    let values = incoming.get_all(header::COOKIE).iter();
-    for pair in values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-    {
-        let pair = pair.trim();
-        let name = pair.split('=').next().unwrap_or_default();
-        if !pair.is_empty() && !Cookies::is_ours(name) {
-            let separator = if cookies.is_empty() { "" } else { "; " };
-            cookies.push_str(separator);
-            cookies.push_str(pair);
-        }
+    let mut cookies: Vec<&[u8]> = Vec::new();
+    if door.is_device_host() || !is_from_browser(incoming) {
+        let values = incoming.get_all(header::COOKIE).iter();
+        let pairs = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+        cookies.extend(pairs.map(<[u8]>::trim_ascii).filter(|pair| {
+            let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
+            !pair.is_empty() && !Cookies::is_ours(&String::from_utf8_lossy(name))
+        }));
     }
-    if !cookies.is_empty() {
-        set(headers, header::COOKIE, &cookies);
+    if !cookies.is_empty()
+        && let Ok(value) = HeaderValue::from_bytes(&cookies.join(b"; ".as_slice()))
+    {
+        headers.insert(header::COOKIE, value);
     }
     if !door.is_device_host()
         && let Some(value) = incoming.get(DEVICE_AUTHORIZATION)
@@ -199,8 +207,24 @@ fn set_origin_of_request(headers: &mut HeaderMap, caller: &Caller) {
     set_name(headers, "edgecloud-request-id", caller.request_id.as_str());
 }
 
-/// What of a device's response goes to the caller.
-pub fn to_caller(incoming: &HeaderMap, door: &Door, origin_host: &str) -> HeaderMap {
+/// A request's properties that decide about the response's fields.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// Whether a browser asked.
+    pub browser: bool,
+    /// Whether the response can have no body although it may speak of one: it answers HEAD.
+    pub head: bool,
+}
+
+/// What of a device's response goes to the caller. The length of a body is not taken over: whoever
+/// writes the response knows it.
+pub fn to_caller(
+    incoming: &HeaderMap,
+    status: StatusCode,
+    asked: Asked,
+    door: &Door,
+    origin_host: &str,
+) -> HeaderMap {
     let listed = listed(incoming);
     let mut headers = HeaderMap::with_capacity(incoming.len() + 4);
     for (name, value) in incoming {
@@ -209,13 +233,20 @@ pub fn to_caller(incoming: &HeaderMap, door: &Door, origin_host: &str) -> Header
             || listed.iter().any(|hop| hop == text)
             || SPEAKS_FOR_HOST.contains(&text)
             || text.starts_with("edgecloud-")
+            || *name == header::CONTENT_LENGTH
             || (*name == header::SET_COOKIE && !may_set_cookie(value, door))
-            || (text.starts_with("access-control-") && !door.is_device_host());
+            || (!door.is_device_host() && acts_on_host(text, asked));
         if !dropped {
             headers.append(name, value.clone());
         }
     }
+    if (asked.head || status == StatusCode::NOT_MODIFIED)
+        && let Some(length) = stated_length(incoming)
+    {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
     rewrite_location(&mut headers, door, origin_host);
+    keep_private(&mut headers);
     if !door.is_device_host() {
         // Beside the device's own policies: a browser obeys all of them.
         headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
@@ -225,16 +256,59 @@ pub fn to_caller(incoming: &HeaderMap, door: &Door, origin_host: &str) -> Header
     headers
 }
 
+/// Fields that would make a browser act in the name of the cloud's host.
+fn acts_on_host(name: &str, asked: Asked) -> bool {
+    name.starts_with("access-control-")
+        || matches!(name, "refresh" | "service-worker-allowed")
+        // A browser would ask for a password under the cloud's name; a program may need to know.
+        || (name == "www-authenticate" && asked.browser)
+}
+
+/// The length of the body that a response speaks of without having it (RFC 9110 §8.6), if it is one.
+fn stated_length(headers: &HeaderMap) -> Option<u64> {
+    let mut stated = headers.get_all(header::CONTENT_LENGTH).iter();
+    let first = stated.next()?;
+    let one =
+        stated.all(|value| value == first) && !headers.contains_key(header::TRANSFER_ENCODING);
+    let text = first.to_str().ok().filter(|_| one)?;
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten()
+}
+
+/// What one person got from a device is nobody else's: caches between us and the caller may not share
+/// it (RFC 9111 §5.2.2.7).
+fn keep_private(headers: &mut HeaderMap) {
+    let told = headers
+        .get_all(header::CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|directive| {
+            let name = directive.split('=').next().unwrap_or_default().trim();
+            let shared = ["public", "private", "s-maxage", "proxy-revalidate", ""];
+            !shared
+                .iter()
+                .any(|shared| name.eq_ignore_ascii_case(shared))
+        });
+    let told: Vec<&str> = std::iter::once("private").chain(told).collect();
+    let told = told.join(", ");
+    set(headers, header::CACHE_CONTROL, &told);
+}
+
 /// On its own host a device may set host-only cookies under names that are not ours.
 fn may_set_cookie(value: &HeaderValue, door: &Door) -> bool {
-    let Ok(text) = value.to_str() else {
-        return false;
-    };
+    let text = String::from_utf8_lossy(value.as_bytes());
     let mut parts = text.split(';');
-    let name = parts
-        .next()
-        .and_then(|pair| pair.split('=').next())
-        .unwrap_or_default();
+    let pair = parts.next().unwrap_or_default();
+    // Browsers send a cookie without a name as its value alone, which may read like another cookie.
+    let name = match pair.split_once('=') {
+        Some((name, value)) if name.trim().is_empty() => {
+            value.split('=').next().unwrap_or_default()
+        }
+        Some((name, _)) => name,
+        None => pair,
+    };
     let has_domain = parts.any(|attribute| {
         let attribute = attribute.split('=').next().unwrap_or_default();
         attribute.trim().eq_ignore_ascii_case("domain")

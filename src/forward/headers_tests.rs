@@ -193,8 +193,102 @@ fn only_websocket_upgrades_are_known() {
     ]));
 }
 
+const PROGRAM: Asked = Asked {
+    browser: false,
+    head: false,
+};
+
+fn answered(prefix: &str, status: u16, asked: Asked, pairs: &[(&str, &str)]) -> HeaderMap {
+    let status = StatusCode::from_u16(status).expect("a status");
+    to_caller(
+        &headers(pairs),
+        status,
+        asked,
+        &caller(prefix).door,
+        ORIGIN_HOST,
+    )
+}
+
 fn received(prefix: &str, pairs: &[(&str, &str)]) -> HeaderMap {
-    to_caller(&headers(pairs), &caller(prefix).door, ORIGIN_HOST)
+    answered(prefix, 200, PROGRAM, pairs)
+}
+
+#[test]
+fn fw_a_browsers_cookies_on_the_clouds_host_are_not_the_devices() {
+    let pairs = [("cookie", "sso=corp"), ("sec-fetch-site", "same-origin")];
+    assert_eq!(text(&sent("/p", &pairs), "cookie"), None);
+    assert_eq!(text(&sent("", &pairs), "cookie"), Some("sso=corp"));
+    assert_eq!(text(&sent("/p", &pairs[..1]), "cookie"), Some("sso=corp"));
+    let mut foreign = HeaderMap::new();
+    let value = HeaderValue::from_bytes(b"a=\xe9; edgecloud=x; b=2").expect("a value");
+    foreign.insert("cookie", value);
+    let via = HeaderValue::from_static("1.1 us");
+    let passed = to_device(&foreign, &caller(""), ORIGIN_HOST, &via, false);
+    assert_eq!(passed["cookie"].as_bytes(), b"a=\xe9; b=2");
+}
+
+#[test]
+fn fw_a_length_is_taken_over_only_where_there_is_no_body_to_count() {
+    let head = Asked {
+        head: true,
+        ..PROGRAM
+    };
+    let length = |status, asked, pairs: &[(&str, &str)]| {
+        let got = answered("/p", status, asked, pairs);
+        text(&got, "content-length").map(str::to_owned)
+    };
+    let five = [("content-length", "5")];
+    assert_eq!(length(200, PROGRAM, &five), None);
+    assert_eq!(length(200, head, &five).as_deref(), Some("5"));
+    assert_eq!(length(304, PROGRAM, &five).as_deref(), Some("5"));
+    let twice = [("content-length", "5"), ("content-length", "5")];
+    assert_eq!(length(200, head, &twice).as_deref(), Some("5"));
+    for bad in [
+        &[("content-length", "4"), ("content-length", "5")][..],
+        &[("content-length", "+5")],
+        &[("content-length", "5, 5")],
+        &[("content-length", "abc")],
+        &[("content-length", "5"), ("transfer-encoding", "chunked")],
+    ] {
+        assert_eq!(length(200, head, bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn fw_21_no_cache_shares_what_a_device_answered() {
+    let told = |value| {
+        let got = received(
+            "",
+            &[("cache-control", value), ("surrogate-control", "max-age=9")],
+        );
+        assert_eq!(text(&got, "surrogate-control"), None);
+        text(&got, "cache-control").expect("it is there").to_owned()
+    };
+    assert_eq!(told("public, max-age=60"), "private, max-age=60");
+    assert_eq!(told("s-maxage=9,Max-Age=1"), "private, Max-Age=1");
+    assert_eq!(told("no-store"), "private, no-store");
+    assert_eq!(text(&received("/p", &[]), "cache-control"), Some("private"));
+}
+
+#[test]
+fn fw_a_browser_does_not_act_for_a_device_on_the_clouds_host() {
+    let pairs = [
+        ("refresh", "0;url=https://evil.example"),
+        ("service-worker-allowed", "/"),
+        ("www-authenticate", "Basic realm=x"),
+    ];
+    let browser = Asked {
+        browser: true,
+        ..PROGRAM
+    };
+    let by_path = answered("/p", 401, browser, &pairs);
+    let by_host = answered("", 401, browser, &pairs);
+    for (name, _) in pairs {
+        assert_eq!(text(&by_path, name), None, "{name}");
+        assert!(text(&by_host, name).is_some(), "{name}");
+    }
+    let program = answered("/p", 401, PROGRAM, &pairs);
+    assert!(text(&program, "www-authenticate").is_some());
 }
 
 #[test]
@@ -236,6 +330,9 @@ fn on_its_own_host_a_device_sets_its_own_cookies_only() {
             ("set-cookie", "edgecloud-device=evil"),
             ("set-cookie", "__HOST-edgecloud=evil"),
             ("set-cookie", "x=1; domain=localhost"),
+            ("set-cookie", "=edgecloud-device=2"),
+            ("set-cookie", "\"edgecloud\"=9"),
+            ("set-cookie", "edgecloud"),
             ("alt-svc", "h3"),
             ("access-control-allow-origin", "*"),
         ],

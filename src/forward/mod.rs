@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use exchange::{Answered, Exchange};
 pub use headers::asks_for_websocket;
 use pool::{OriginConnection, Pool};
 use request_body::{Progress, RequestBody};
-use response_body::{Keep, ResponseBody};
+use response_body::{BodyKind, Keep, ResponseBody};
 
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -217,7 +217,13 @@ impl Forwarder {
             return Err(ForwardError::Loop);
         }
         let live = self.0.live.open(&caller.login, &caller.device);
-        let websocket = *request.method() == Method::GET && asks_for_websocket(request.headers());
+        let websocket = *request.method() == Method::GET
+            && request.version() == Version::HTTP_11
+            && asks_for_websocket(request.headers());
+        let asked = headers::Asked {
+            browser: headers::is_from_browser(request.headers()),
+            head: *request.method() == Method::HEAD,
+        };
         let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let hold = expects_continue(&parts.headers);
@@ -234,10 +240,10 @@ impl Forwarder {
         let answered = exchange.run(body).await?;
         match (answered.response.status(), upgrade) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => {
-                self.switch_protocols(answered, upgrade, &caller, live)
+                self.switch_protocols(answered, upgrade, &caller, (asked, live))
             }
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(ForwardError::OriginInvalid),
-            _ => self.respond(answered, &caller, live, progress),
+            _ => self.respond(answered, &caller, asked, (live, progress)),
         }
     }
 
@@ -268,8 +274,8 @@ impl Forwarder {
         &self,
         answered: Answered,
         caller: &Caller,
-        live: LiveStream,
-        progress: Progress,
+        asked: headers::Asked,
+        (live, progress): (LiveStream, Progress),
     ) -> Result<Response<Body>, ForwardError> {
         let timing = answered.timing.header(caller);
         let (parts, body) = answered.response.into_parts();
@@ -289,11 +295,26 @@ impl Forwarder {
             progress,
         };
         let idle = self.0.limits.response_idle_timeout;
-        let body = ResponseBody::new(body, keep, idle, is_event_stream && !encoded);
+        let bodyless = asked.head
+            || matches!(
+                parts.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        let kind = match (bodyless, is_event_stream && !encoded) {
+            (true, _) => BodyKind::None,
+            (false, true) => BodyKind::Events,
+            (false, false) => BodyKind::Plain,
+        };
+        let body = ResponseBody::new(body, keep, idle, kind);
         let mut response = Response::new(Body::new(body));
         *response.status_mut() = parts.status;
-        *response.headers_mut() =
-            headers::to_caller(&parts.headers, &caller.door, &answered.origin_host);
+        *response.headers_mut() = headers::to_caller(
+            &parts.headers,
+            parts.status,
+            asked,
+            &caller.door,
+            &answered.origin_host,
+        );
         response.headers_mut().append("server-timing", timing);
         Ok(response)
     }
@@ -303,7 +324,7 @@ impl Forwarder {
         mut answered: Answered,
         upgrade: hyper::upgrade::OnUpgrade,
         caller: &Caller,
-        live: LiveStream,
+        (asked, live): (headers::Asked, LiveStream),
     ) -> Result<Response<Body>, ForwardError> {
         if !asks_for_websocket(answered.response.headers()) {
             return Err(ForwardError::OriginInvalid);
@@ -311,7 +332,9 @@ impl Forwarder {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let incoming = answered.response.headers();
-        let headers = headers::to_caller(incoming, &caller.door, &answered.origin_host);
+        let status = StatusCode::SWITCHING_PROTOCOLS;
+        let headers =
+            headers::to_caller(incoming, status, asked, &caller.door, &answered.origin_host);
         *response.headers_mut() = headers;
         let headers = response.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));

@@ -118,11 +118,12 @@ impl Pool {
 
     /// Keeps a connection whose last exchange is complete.
     pub fn put(&self, key: SessionKey, connection: OriginConnection) {
+        let mut idle = self.idle();
+        // Looked at under the lock: whoever closes the pool clears it afterwards.
         let unwanted = self.closed.is_cancelled() || self.leaving.contains_key(&key.node);
         if connection.sender.is_closed() || unwanted || self.per_session == 0 {
             return;
         }
-        let mut idle = self.idle();
         let kept = idle.entry(key).or_default();
         if kept.len() >= self.per_session {
             kept.remove(0);

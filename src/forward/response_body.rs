@@ -46,6 +46,18 @@ pub struct Keep {
     pub progress: Progress,
 }
 
+/// What kind of body a response has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyKind {
+    /// Any.
+    Plain,
+    /// Server-sent events: pauses have no limit, and there are last words.
+    Events,
+    /// None, whatever the fields say: it answers HEAD, or is 204 or 304. Its length is not zero but
+    /// unknown, so that nobody states one.
+    None,
+}
+
 type Ended = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A response's body.
@@ -55,6 +67,7 @@ pub struct ResponseBody {
     ended: Ended,
     pause: Option<Pause>,
     events: Option<EventTail>,
+    kind: BodyKind,
     over: bool,
 }
 
@@ -94,9 +107,9 @@ impl EventTail {
 }
 
 impl ResponseBody {
-    /// Wraps a body. `idle` limits the device's pauses; an event stream has no limit and gets last
-    /// words.
-    pub fn new(inner: Incoming, keep: Keep, idle: Duration, is_event_stream: bool) -> Self {
+    /// Wraps a body. `idle` limits the device's pauses.
+    pub fn new(inner: Incoming, keep: Keep, idle: Duration, kind: BodyKind) -> Self {
+        let is_event_stream = kind == BodyKind::Events;
         let ended = keep.live.ended_owned();
         let pause = (!is_event_stream).then(|| Pause {
             limit: idle,
@@ -107,6 +120,7 @@ impl ResponseBody {
             over: false,
             ended: Box::pin(ended),
             pause,
+            kind,
             events: is_event_stream.then_some(EventTail(*b"\n\n")),
             keep: Some(keep),
             inner,
@@ -190,7 +204,10 @@ impl HttpBody for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match self.kind {
+            BodyKind::None => SizeHint::default(),
+            BodyKind::Plain | BodyKind::Events => self.inner.size_hint(),
+        }
     }
 }
 

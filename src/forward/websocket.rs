@@ -141,7 +141,7 @@ where
         () = async {
             gone.cancelled().await;
             sleep(LINGER).await;
-        } => Err(io::ErrorKind::TimedOut.into()),
+        } => Ok(()),
     }
 }
 
@@ -171,7 +171,11 @@ where
         }
         to.shutdown().await
     };
-    timeout(GRACE, last_words).await??;
+    let limit = match end {
+        End::Cut => GRACE,
+        End::Closed => LINGER,
+    };
+    timeout(limit, last_words).await??;
     gone.cancel();
     Ok(())
 }

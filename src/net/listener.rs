@@ -21,6 +21,8 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two such questions.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+/// How long a peer may take nothing of what waits for it before its connection is given up.
+const STUCK_AFTER: Duration = Duration::from_secs(300);
 /// How long a TLS handshake may take.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -70,7 +72,9 @@ impl Listener {
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE_AFTER)
             .with_interval(KEEPALIVE_EVERY);
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(STUCK_AFTER))?;
         Ok((
             stream,
             Peer {

@@ -22,7 +22,8 @@ pub struct ProxySessions {
     local: Option<LocalSessions>,
     store: Store,
     client: InternalClient,
-    cache: Cache<(TenantId, DeviceId), Arc<RemoteHandle>>,
+    /// A device is in one tenant, which is compared with the caller's.
+    cache: Cache<DeviceId, (TenantId, Arc<RemoteHandle>)>,
 }
 
 impl ProxySessions {
@@ -31,7 +32,6 @@ impl ProxySessions {
         let cache = Cache::builder()
             .max_capacity(CACHE_ENTRIES)
             .time_to_live(CACHE_FOR)
-            .support_invalidation_closures()
             .build();
         Self {
             local,
@@ -46,8 +46,10 @@ impl ProxySessions {
         tenant: &TenantId,
         device: &DeviceId,
     ) -> Result<Option<Arc<dyn Handle>>, SessionError> {
-        let key = (tenant.clone(), device.clone());
-        if let Some(handle) = self.cache.get(&key).filter(|handle| !handle.is_closed()) {
+        if let Some((owner, handle)) = self.cache.get(device)
+            && owner == *tenant
+            && !handle.is_closed()
+        {
             return Ok(Some(handle));
         }
         let Some(row) = self.store.find_session(tenant, device).await? else {
@@ -60,7 +62,8 @@ impl ProxySessions {
             return Ok(None);
         };
         let handle = Arc::new(handle);
-        self.cache.insert(key, Arc::clone(&handle));
+        self.cache
+            .insert(device.clone(), (tenant.clone(), Arc::clone(&handle)));
         Ok(Some(handle))
     }
 
@@ -144,10 +147,6 @@ impl Sessions for ProxySessions {
     }
 
     fn forget(&self, device: &DeviceId) {
-        let device = device.clone();
-        // An error means that the cache was built without closures, which it was not.
-        let _ = self
-            .cache
-            .invalidate_entries_if(move |key, _| key.1 == device);
+        self.cache.invalidate(device);
     }
 }

@@ -119,7 +119,9 @@ impl Sessions for LocalSessions {
         let found = self
             .0
             .find(device)
-            .filter(|session| session.parts().tenant == *tenant && !session.is_closed())
+            // A draining one has a successor, most likely on another node.
+            .filter(|session| !session.is_closed() && !session.is_draining())
+            .filter(|session| session.parts().tenant == *tenant)
             .map(|session| Arc::new(session) as Arc<dyn Handle>);
         Box::pin(std::future::ready(Ok(found)))
     }
