@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::auth::live::{LiveStream, LiveStreams};
 use crate::net::{Client, Connection};
@@ -31,6 +32,8 @@ use pool::{OriginConnection, Pool};
 use request_body::{Progress, RequestBody};
 use response_body::{BodyKind, Keep, ResponseBody};
 
+/// A body that fits into the buffers on its way, in bytes: its end does not wait for the caller.
+const SMALL_BODY: u64 = 64 * 1024;
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long the two ends of a WebSocket may take to switch protocols.
@@ -287,8 +290,20 @@ impl Forwarder {
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         let encoded = parts.headers.contains_key(header::CONTENT_ENCODING);
+        let small = body
+            .size_hint()
+            .upper()
+            .is_some_and(|size| size <= SMALL_BODY);
+        let watch = (!small).then(|| {
+            let (ended, connection) = (live.ended_owned(), answered.connection.abort_handle());
+            AbortOnDropHandle::new(self.0.tasks.spawn(async move {
+                ended.await;
+                connection.abort();
+            }))
+        });
         let keep = Keep {
             live,
+            watch,
             connection: answered.connection,
             pool: self.0.pool.clone(),
             key: answered.key,

@@ -12,6 +12,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use moka::sync::Cache;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -64,13 +65,18 @@ pub struct OriginConnection {
     /// Sends requests.
     pub sender: SendRequest<RequestBody>,
     heard: Arc<AtomicBool>,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl OriginConnection {
     /// Forgets what was received so far.
     pub fn begin_exchange(&self) {
         self.heard.store(false, Ordering::Release);
+    }
+
+    /// Cuts the connection from elsewhere.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.task.abort_handle()
     }
 
     /// Whether a byte came from the device since [`OriginConnection::begin_exchange`].
@@ -157,7 +163,7 @@ impl Pool {
         Ok(OriginConnection {
             sender,
             heard,
-            _task: AbortOnDropHandle::new(task),
+            task: AbortOnDropHandle::new(task),
         })
     }
 

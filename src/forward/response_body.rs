@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::pool::{OriginConnection, Pool, SessionKey};
 use super::request_body::{Progress, Stage};
@@ -42,6 +43,9 @@ pub struct Keep {
     pub pool: Pool,
     /// In which place.
     pub key: SessionKey,
+    /// Cuts the connection when `live` ends, also while nobody reads the response.
+    #[expect(dead_code, reason = "it only has to be dropped with the response")]
+    pub watch: Option<AbortOnDropHandle<()>>,
     /// The request's body, which must be complete before the connection can be used again.
     pub progress: Progress,
 }

@@ -17,6 +17,7 @@ use crate::support::{
 on_both_topologies![
     lo_03_signing_out_ends_everything_that_is_open,
     lo_03_a_login_that_runs_out_ends_everything_that_is_open,
+    lo_03_an_answer_that_nobody_reads_is_cut_too,
 ];
 
 /// Two seconds are promised; the rest is slack for a busy machine.
@@ -162,4 +163,18 @@ async fn lo_03_signing_out_at_another_process_ends_everything_that_is_open() {
     ended.expect("everything ends soon");
     let lives = others.echoes(Message::text("still here")).await;
     assert!(lives, "her other login lives on");
+}
+
+async fn lo_03_an_answer_that_nobody_reads_is_cut_too(cloud: TestCloud) {
+    let scene = Scene::set(cloud).await;
+    let (chunks, answer) = scene.open_stream("unread", "text/plain").await;
+    let piece = Bytes::from(vec![0; 1 << 20]);
+    // Until every buffer on the way is full.
+    while let Ok(sent) = timeout(Duration::from_secs(1), chunks.send(piece.clone())).await {
+        sent.expect("the origin's side lives");
+    }
+    scene.alice.sign_out().await;
+    let cut = timeout(SOON, chunks.closed()).await;
+    cut.expect("the device hears of it soon");
+    drop(answer);
 }
