@@ -178,7 +178,12 @@ impl AppState {
     pub async fn end_expired_logins(self) {
         loop {
             tokio::time::sleep(EXPIRY_EVERY).await;
-            if let Err(error) = self.0.store.end_expired_logins(self.0.clock.now()).await {
+            let (store, now) = (&self.0.store, self.0.clock.now());
+            let ended = match store.has_expired_logins(now).await {
+                Ok(true) => store.end_expired_logins(now).await,
+                found => found.map(drop),
+            };
+            if let Err(error) = ended {
                 tracing::warn!(%error, "logins whose time is over could not be ended");
             }
         }

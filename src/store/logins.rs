@@ -205,16 +205,20 @@ impl Store {
         on_engine!(self, write, logins::set_active_tenant(&login, &tenant))
     }
 
+    /// Whether the time of a login is over, so that most often nothing has to be written.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn has_expired_logins(&self, now: Timestamp) -> Result<bool, StoreError> {
+        on_engine!(self, read, logins::has_expired(now))
+    }
+
     /// Ends the logins whose time is over, on every process.
     ///
     /// # Errors
-    /// When the database cannot be read or written.
+    /// When the database cannot be written.
     pub async fn end_expired_logins(&self, now: Timestamp) -> Result<(), StoreError> {
-        // Most often there is none, and then nothing is written.
-        match on_engine!(self, read, logins::has_expired(now))? {
-            true => on_engine!(self, write, logins::end_expired(now)),
-            false => Ok(()),
-        }
+        on_engine!(self, write, logins::end_expired(now))
     }
 
     /// Uses up the state of a sign-in; false when it was used before, here or elsewhere.
