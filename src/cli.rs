@@ -36,6 +36,9 @@ pub enum Command {
     /// Run on a device: pair it once, then keep its tunnel.
     #[cfg(feature = "agent")]
     Agent(AgentArgs),
+    /// Open a TCP port of a device from here, as a program (a service client).
+    #[cfg(feature = "agent")]
+    Tcp(TcpArgs),
     /// Check or show the settings.
     #[cfg(feature = "_server")]
     Config {
@@ -49,6 +52,20 @@ pub enum Command {
         /// What to do with it.
         #[command(subcommand)]
         command: DbCommand,
+    },
+    /// Look after the audit.
+    #[cfg(feature = "_server")]
+    Audit {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// Look after the programs that call the API.
+    #[cfg(feature = "_server")]
+    ServiceClient {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: ServiceClientCommand,
     },
     /// Print the OpenAPI document.
     #[cfg(feature = "api")]
@@ -159,6 +176,41 @@ pub struct AgentArgs {
     pub host_header: Option<String>,
 }
 
+/// Settings of `tcp`.
+#[derive(Debug, Clone, Args)]
+pub struct TcpArgs {
+    /// The device's id.
+    pub device: String,
+    /// The port on the device; its agent must list it with --allow-tcp.
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// A host in the device's network, in the place of the device itself.
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Take connections at this address, each for a connection to the device.
+    #[arg(long, value_name = "ADDR", conflicts_with = "stdio")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Serve one connection on standard input and output, as an ssh ProxyCommand [the default].
+    #[arg(long)]
+    pub stdio: bool,
+    /// The cloud, as in `https://cloud.example.com`.
+    #[arg(long, value_name = "URL", env = "EDGECLOUD_CLOUD", value_parser = url)]
+    pub cloud: Url,
+    /// The OpenID provider that gives the access token.
+    #[arg(long, value_name = "URL", env = "EDGECLOUD_ISSUER", value_parser = url)]
+    pub issuer: Url,
+    /// The service client's id at the provider; its secret comes from EDGECLOUD_CLIENT_SECRET, or from
+    /// the file that EDGECLOUD_CLIENT_SECRET_FILE names.
+    #[arg(long, value_name = "ID", env = "EDGECLOUD_CLIENT_ID")]
+    pub client_id: String,
+    /// A further parameter of the token request, as in scope=api; may be given several times.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub token_param: Vec<String>,
+    /// PEM file of the certificates to trust in the place of the system's.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Reads a URL; says what one looks like when it is none.
 fn url(text: &str) -> Result<Url, String> {
     Url::parse(text).map_err(|_| "a URL is needed, as in http://127.0.0.1:8080".to_owned())
@@ -188,6 +240,33 @@ pub enum DbCommand {
     },
     /// Look for damage.
     Check(ServeArgs),
+}
+
+/// What to do with the audit.
+#[derive(Debug, Clone, Subcommand)]
+pub enum AuditCommand {
+    /// Check that no row was changed, removed or put in since it was sealed.
+    Verify {
+        /// The hash that an earlier check printed, in hexadecimal: must be part of the chain.
+        #[arg(long, value_name = "HASH")]
+        expect: Option<String>,
+        /// The rest.
+        #[command(flatten)]
+        args: ServeArgs,
+    },
+}
+
+/// What to do with the programs that call the API.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ServiceClientCommand {
+    /// Take a client id away from the tenant that has registered it, and cut what the program has open.
+    Remove {
+        /// The OAuth client id at the provider.
+        client_id: String,
+        /// The rest.
+        #[command(flatten)]
+        args: ServeArgs,
+    },
 }
 
 #[cfg(test)]

@@ -57,7 +57,23 @@ fn checksum(secret: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    #[test]
+    fn tk_01_tokens_have_256_random_bits() {
+        let tokens: HashSet<String> = (0..10_000)
+            .map(|_| DeviceToken::random().expose().to_owned())
+            .collect();
+        assert_eq!(tokens.len(), 10_000);
+        // 51 characters of five bits and one that holds the last bit.
+        for place in PREFIX.len()..PREFIX.len() + SECRET_CHARS {
+            let chars: HashSet<u8> = tokens.iter().map(|token| token.as_bytes()[place]).collect();
+            let last = place + 1 == PREFIX.len() + SECRET_CHARS;
+            assert_eq!(chars.len(), if last { 2 } else { 32 }, "at {place}");
+        }
+    }
 
     #[test]
     fn a_token_parses_back_and_a_damaged_one_does_not() {

@@ -111,6 +111,11 @@ impl KeyRing {
         hmac::verify(&hmac_key(key, purpose), message, mac).is_ok()
     }
 
+    /// Whether a key of this name is in the ring.
+    pub fn knows(&self, key_id: &str) -> bool {
+        self.0.load().iter().any(|key| key.id == key_id)
+    }
+
     /// Encrypts and authenticates (AES-256-GCM); `aad` is authenticated only.
     pub fn seal(&self, purpose: &str, aad: &[u8], plain: &[u8]) -> String {
         let keys = self.0.load();

@@ -105,6 +105,12 @@ id_types! {
     LoginId, "lgn_", "login";
     /// The public name of a pairing code, never the code.
     PairingCodeId, "pc_", "pairing code";
+    /// A person's way into a tenant. This is the invitation's public name, never its token.
+    InvitationId, "inv_", "invitation";
+    /// A program that may call the API. This is its public name here, not its OAuth client id.
+    ServiceClientId, "sc_", "service client";
+    /// A named set of devices.
+    GroupId, "grp_", "group";
     /// One running process that terminates tunnels.
     NodeId, "node_", "node";
     /// One request, in logs, answers and towards the device.

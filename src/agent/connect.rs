@@ -156,6 +156,17 @@ async fn upgrade(
     Some((parts.io.into_inner(), parts.read_buf))
 }
 
+/// The connection below a WebSocket without a subprotocol, from a checked 101 for `key` on; `None` when
+/// it is not a right one.
+pub async fn upgraded_websocket(
+    answer: Response<Incoming>,
+    connection: Exchange,
+    key: &str,
+) -> Option<(Metered<Link>, Bytes)> {
+    check_upgrade(answer.headers(), key).filter(|subprotocol| !subprotocol)?;
+    upgrade(answer, connection).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

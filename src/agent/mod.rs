@@ -33,13 +33,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use address::{Address, InvalidAddress};
 pub use config::AgentConfig;
-pub use link::{LinkError, TrustError};
+pub use connect::upgraded_websocket;
+pub use link::{Exchange, Link, LinkError, Links, TrustError, host_header, shown};
 pub use pairing::PairingError;
 pub use sample_origin::SampleOrigin;
 pub use state::StateError;
 
 use config::is_loop;
-use link::{Links, shown};
 use serve::Routes;
 use session::Device;
 use state::{State, StateDir};
@@ -128,6 +128,8 @@ impl Agent {
         Ok(Self(Supervisor {
             links,
             state,
+            dir: StateDir::new(config.state_dir),
+            reload: Arc::default(),
             settings,
             device: Arc::new(device),
             status: watch::Sender::new(AgentStatus::Connecting),
@@ -142,6 +144,13 @@ impl Agent {
     /// How the agent is doing, now and later.
     pub fn status(&self) -> watch::Receiver<AgentStatus> {
         self.0.status.subscribe()
+    }
+
+    /// Asks for a look at the state file, and for a tunnel with the token that is there now: the one
+    /// before serves until that is open.
+    pub fn reload(&self) -> impl Fn() + Send + 'static {
+        let reload = Arc::clone(&self.0.reload);
+        move || reload.notify_one()
     }
 
     /// Keeps the tunnel until `stop`, then closes it.

@@ -166,6 +166,8 @@ async fn converse(mut stream: TunnelStream, origin_host: String, notices: mpsc::
     let hello = ControlMessage::Hello {
         origin_host: Some(origin_host),
         node_id: None,
+        device_id: None,
+        tenant_id: None,
     };
     if control.send(&hello).await.is_err() {
         return;

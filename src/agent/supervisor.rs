@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::backoff::{Backoff, Outcome};
 use super::connect::{ConnectError, connect};
 use super::link::Links;
 use super::session::{Device, Notice, Session};
-use super::state::State;
+use super::state::{State, StateDir};
 use crate::tunnel::{CloseReason, EndReason, TunnelSettings};
 use crate::types::random_bytes;
 
@@ -26,6 +26,10 @@ const STOP_GRACE: Duration = Duration::from_secs(4);
 pub struct Supervisor {
     pub links: Links,
     pub state: State,
+    /// Where a new token may be found.
+    pub dir: StateDir,
+    /// Asks for another look there.
+    pub reload: Arc<Notify>,
     pub settings: TunnelSettings,
     pub device: Arc<Device>,
     pub status: watch::Sender<AgentStatus>,
@@ -40,13 +44,17 @@ struct Sessions {
 
 impl Supervisor {
     /// Works until `stop`, then closes what is open.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut sessions = Sessions::default();
         let mut backoff = Backoff::default();
         let mut wait = Duration::ZERO;
         loop {
             let turn = async {
-                sleep(wait).await;
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    () = self.reload.notified() => {}
+                }
+                self.read_state();
                 self.hold_a_tunnel(&mut sessions).await
             };
             let (outcome, why) = tokio::select! {
@@ -61,6 +69,19 @@ impl Supervisor {
         sessions.close().await;
     }
 
+    /// Takes a token that was written to the state file meanwhile. What cannot be used changes nothing.
+    fn read_state(&mut self) {
+        match self.dir.load() {
+            Ok(Some(found)) if found.device_id == self.state.device_id => self.state = found,
+            Ok(Some(found)) => {
+                let device = &found.device_id;
+                tracing::warn!(%device, "the state file is another device's; it is not used");
+            }
+            Ok(None) => tracing::warn!("the state file is gone; what it said is used on"),
+            Err(error) => tracing::warn!(%error, "the state file is not used"),
+        }
+    }
+
     /// Connects and stays until it is time for another tunnel; tells why it is.
     async fn hold_a_tunnel(&self, sessions: &mut Sessions) -> (Outcome, String) {
         let websocket = self.settings.websocket();
@@ -72,7 +93,17 @@ impl Supervisor {
         let began = Instant::now();
         let device = Arc::clone(&self.device);
         let session = sessions.begin(connected, &self.settings, device);
-        while let Some(notice) = session.notices.recv().await {
+        loop {
+            let notice = tokio::select! {
+                notice = session.notices.recv() => notice,
+                () = self.reload.notified() => {
+                    let (after, lived) = (Duration::ZERO, began.elapsed());
+                    return (Outcome::Moved { after, lived }, "asked to".to_owned());
+                }
+            };
+            let Some(notice) = notice else {
+                break;
+            };
             match notice {
                 Notice::Connected(node) => {
                     let device = &self.state.device_id;
@@ -113,8 +144,8 @@ impl Supervisor {
                 self.status.send_replace(AgentStatus::Parked);
                 tracing::error!(
                     %device, reason = why, wait_ms,
-                    "parked: the device was removed or has a new token; remove its state file and \
-                     pair it again. Until then it tries once an hour"
+                    "parked: the device was removed or has a new token; put that into its state file and \
+                     send SIGHUP, or remove the file and pair again. Until then it tries once an hour"
                 );
                 return;
             }

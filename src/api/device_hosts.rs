@@ -13,6 +13,7 @@ use super::service::host_name;
 use super::{AppState, forwarding, pages};
 use crate::auth::access::Denied;
 use crate::auth::csrf;
+use crate::auth::live::Right;
 use crate::auth::return_to::sanitize_return_to;
 use crate::device_token::sha256;
 use crate::forward::{self, Door, asks_for_websocket};
@@ -95,10 +96,14 @@ pub async fn answer(app: &AppState, device: DeviceId, request: Request) -> Respo
         return Error::internal().into_response();
     };
     let caller = forward::Caller {
+        rights: vec![
+            Right::Login(login.id),
+            Right::Member(login.user.id.clone(), tenant.clone()),
+        ],
         tenant,
         device,
-        user: login.user.id,
-        login: login.id,
+        user: login.user.id.to_string(),
+        checked: arrived,
         request_id: request_id.clone(),
         client: client.clone(),
         door: Door {

@@ -10,8 +10,9 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::Error;
-use super::extract::{Caller, JsonBody, Query, name, page};
+use super::extract::{Caller, JsonBody, Query, Trail, name, page, present};
 use super::openapi::{Doc, schema};
+use crate::auth::live::Right;
 use crate::session::{Handle, SessionError, Sessions, Summary};
 use crate::store::{ConnectionFilter, Device, DeviceFilter};
 use crate::types::{DeviceId, NodeId, TenantId, Timestamp};
@@ -59,6 +60,17 @@ pub struct SessionDetail {
     bytes_out: u64,
 }
 
+impl From<&Summary> for SessionDetail {
+    fn from(summary: &Summary) -> Self {
+        Self {
+            session: summary.into(),
+            open_streams: summary.open_streams,
+            bytes_in: summary.bytes_in,
+            bytes_out: summary.bytes_out,
+        }
+    }
+}
+
 /// A device.
 #[derive(Serialize, ToSchema)]
 pub struct DeviceInfo {
@@ -79,7 +91,7 @@ pub struct DeviceInfo {
 }
 
 /// Describes a device with what is known of its session.
-fn describe(device: Device, summary: Option<&Summary>) -> DeviceInfo {
+pub fn describe(device: Device, summary: Option<&Summary>) -> DeviceInfo {
     let reason = device.offline_reason();
     let last_heartbeat = summary.and_then(|summary| summary.last_heartbeat);
     DeviceInfo {
@@ -106,13 +118,14 @@ impl AppState {
     }
 
     /// What the node that holds a device's session knows of it now.
-    async fn current_summary(&self, device: &Device) -> Option<Summary> {
+    pub async fn current_summary(&self, device: &Device) -> Option<Summary> {
         let row = device.live_session()?;
         let asked = self.0.sessions.ask(&device.tenant, row).await;
         asked.or_else(|| self.known_summary(device))
     }
 
-    async fn device(&self, tenant: &TenantId, id: &str) -> Result<Device, Error> {
+    /// A tenant's device by the id in a path.
+    pub async fn device(&self, tenant: &TenantId, id: &str) -> Result<Device, Error> {
         let id: DeviceId = id.parse().map_err(|_| Error::not_found())?;
         let found = self.0.store.find_device(tenant, &id).await?;
         found.ok_or_else(Error::not_found)
@@ -191,20 +204,12 @@ pub struct DevicePatch {
     name: Option<Option<String>>,
 }
 
-/// Tells `null` from a field that is not there.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
-}
-
 /// Changes a device.
 pub async fn update_device(
     State(app): State<AppState>,
     Caller(principal): Caller,
     Path(id): Path<String>,
+    trail: Trail,
     JsonBody(patch): JsonBody<DevicePatch>,
 ) -> Result<Json<DeviceInfo>, Error> {
     let mut device = app.device(&principal.tenant.id, &id).await?;
@@ -213,7 +218,8 @@ pub async fn update_device(
         let renamed = app
             .0
             .store
-            .rename_device(&device.tenant, &device.id, &new)
+            .audited(trail.of("device.renamed", &device.id))
+            .rename_device(&device.tenant, &device.id, &new, app.0.clock.now())
             .await?;
         device = renamed.ok_or_else(Error::not_found)?;
     }
@@ -226,19 +232,21 @@ pub async fn delete_device(
     State(app): State<AppState>,
     Caller(principal): Caller,
     Path(id): Path<String>,
+    trail: Trail,
 ) -> Result<StatusCode, Error> {
     let device = app.device(&principal.tenant.id, &id).await?;
     let now = app.0.clock.now();
     if !app
         .0
         .store
+        .audited(trail.of("device.removed", &device.id))
         .delete_device(&device.tenant, &device.id, now)
         .await?
     {
         return Err(Error::not_found());
     }
-    tracing::info!(device = %device.id, user = %principal.user.id, "device removed");
-    app.0.live.end_device(&device.id);
+    tracing::info!(device = %device.id, by = principal.id(), "device removed");
+    app.0.live.end(Right::Device(device.id.clone()));
     app.0.forwarder.forget(&device.id);
     Ok(StatusCode::NO_CONTENT)
 }
@@ -254,12 +262,7 @@ pub async fn get_session(
         let detail = "the device has no session: it is offline";
         return Err(Error::new(StatusCode::NOT_FOUND, "no_session", detail));
     };
-    Ok(Json(SessionDetail {
-        session: (&summary).into(),
-        open_streams: summary.open_streams,
-        bytes_in: summary.bytes_in,
-        bytes_out: summary.bytes_out,
-    }))
+    Ok(Json((&summary).into()))
 }
 
 /// Closes a device's session; its agent will connect again.
@@ -267,6 +270,7 @@ pub async fn close_session(
     State(app): State<AppState>,
     Caller(principal): Caller,
     Path(id): Path<String>,
+    trail: Trail,
 ) -> Result<StatusCode, Error> {
     let device = app.device(&principal.tenant.id, &id).await?;
     let found = app.0.sessions.find(&device.tenant, &device.id).await;
@@ -276,6 +280,8 @@ pub async fn close_session(
         Err(error) => Err(error),
     };
     app.0.forwarder.forget(&device.id);
+    let entry = trail.of("device.session_closed", &device.id);
+    app.0.store.append_audit(entry).await?;
     match closed {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(SessionError::Directory(error)) => Err(error.into()),

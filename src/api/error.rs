@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::auth::access::Denied;
 use crate::forward::ForwardError;
 use crate::store::StoreError;
-use crate::types::RequestId;
+use crate::types::{RequestId, Role};
 
 /// One field that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,23 @@ impl Error {
         let detail = "sign in first: no valid login or token came with the request";
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
             .header(header::WWW_AUTHENTICATE, "Bearer")
+    }
+
+    /// The caller's role in the tenant is too low.
+    pub fn role_insufficient(needed: Role) -> Self {
+        let detail = format!("this needs the role {} in the tenant", needed.as_str());
+        Self::new(StatusCode::FORBIDDEN, "role_insufficient", detail)
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// A program asks for what only people have.
+    pub fn person_needed() -> Self {
+        let detail = "this is for people who have signed in, not for service clients";
+        Self::new(StatusCode::FORBIDDEN, "person_needed", detail)
     }
 
     /// There is no such thing, or it is somebody else's.
@@ -115,6 +132,13 @@ impl Error {
         let detail = format!("too many attempts; try again in {seconds} seconds");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
             .header(header::RETRY_AFTER, &seconds.to_string())
+    }
+
+    /// The tenant has as much open as it may have.
+    pub fn tenant_busy() -> Self {
+        let detail = "the tenant has as many open requests as it may have; try again";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "tenant_busy", detail)
+            .header(header::RETRY_AFTER, "1")
     }
 
     /// Adds a header field; a value that cannot stand in one is left out.
@@ -220,6 +244,10 @@ impl From<Denied> for Error {
                 "tenant_forbidden",
                 "the named tenant is not one of yours",
             ),
+            Denied::Provider(error) => {
+                tracing::warn!(%error, "an access token cannot be verified");
+                Self::unavailable()
+            }
             Denied::Store(error) => error.into(),
         }
     }
@@ -240,6 +268,7 @@ impl From<ForwardError> for Error {
                 "the device has as many open streams as it may have; try again",
             )
             .header(header::RETRY_AFTER, "1"),
+            ForwardError::TenantBusy => Self::tenant_busy(),
             ForwardError::OriginRefused => of(
                 StatusCode::BAD_GATEWAY,
                 "origin_refused",
@@ -266,6 +295,16 @@ impl From<ForwardError> for Error {
                 "the request's body did not arrive in time",
             ),
             ForwardError::ClientAborted => Self::bad_request("the request's body broke off"),
+            ForwardError::AddressNotAllowed => of(
+                StatusCode::FORBIDDEN,
+                "address_not_allowed",
+                "the device's agent allows no TCP connection to this address; see its --allow-tcp",
+            ),
+            ForwardError::TcpUnsupported => of(
+                StatusCode::BAD_GATEWAY,
+                "tcp_unsupported",
+                "the device does not answer CONNECT, so it takes no TCP connections",
+            ),
             ForwardError::Loop => of(
                 StatusCode::LOOP_DETECTED,
                 "loop_detected",

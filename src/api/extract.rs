@@ -1,5 +1,6 @@
 //! Reads what a request says, strictly, in the order of the conventions: 415, 413, 400, 422.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -7,16 +8,17 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::AppState;
 use super::error::Error;
-use crate::auth::access::Principal;
-use crate::store::PageRequest;
+use crate::auth::access::{Person, Principal};
+use crate::net::Client;
+use crate::store::{AuditActor, AuditEntry, AuditOutcome, PageRequest};
+use crate::types::Role;
 
-/// How long a JSON body may take to arrive.
-const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Most items of a list.
 const MAX_LIMIT: u32 = 200;
 /// Items of a list when the request does not say.
@@ -35,6 +37,75 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
+/// What the audit says of whatever this request does: who, where, when.
+pub struct Trail(AuditEntry);
+
+impl Trail {
+    /// The entry for something that is done to something.
+    pub fn of(&self, action: &'static str, target: impl std::fmt::Display) -> AuditEntry {
+        AuditEntry {
+            action,
+            target: Some(target.to_string()),
+            ..self.0.clone()
+        }
+    }
+
+    /// The entry for something that was tried and did not succeed.
+    pub fn failed(&self, action: &'static str) -> AuditEntry {
+        AuditEntry {
+            action,
+            outcome: AuditOutcome::Failure,
+            ..self.0.clone()
+        }
+    }
+
+    /// As [`Trail::of`], with more to tell: short texts and numbers.
+    pub fn with(
+        &self,
+        action: &'static str,
+        target: impl std::fmt::Display,
+        detail: serde_json::Value,
+    ) -> AuditEntry {
+        AuditEntry {
+            detail: Some(detail),
+            ..self.of(action, target)
+        }
+    }
+}
+
+impl FromRequestParts<AppState> for Trail {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Infallible> {
+        let principal = parts.extensions.get::<Principal>();
+        Ok(Self(AuditEntry {
+            at: app.0.clock.now(),
+            tenant: principal.map(|principal| principal.tenant.id.clone()),
+            actor: principal.map_or(AuditActor::Anonymous, Principal::audit_actor),
+            action: "",
+            target: None,
+            outcome: AuditOutcome::Success,
+            remote_addr: parts.extensions.get::<Client>().map(|client| client.addr),
+            request: parts.extensions.get().cloned(),
+            detail: None,
+        }))
+    }
+}
+
+/// The person who asks, where the table lets no programs through.
+pub struct Signed(pub Person);
+
+impl FromRequestParts<AppState> for Signed {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Error> {
+        let found = parts.extensions.get::<Principal>();
+        let found = found.ok_or_else(Error::unauthenticated)?;
+        let person = found.person().cloned();
+        person.map(Self).ok_or_else(Error::person_needed)
+    }
+}
+
 /// A JSON body; an empty one is `{}`.
 pub struct JsonBody<T>(pub T);
 
@@ -43,7 +114,8 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, Error> {
         let (parts, body) = request.into_parts();
-        let limit = app.0.config.limits.json_body_bytes;
+        let limits = &app.0.config.limits;
+        let (limit, time) = (limits.json_body_bytes, limits.body_read_timeout);
         let declared = parts
             .headers
             .get(header::CONTENT_LENGTH)
@@ -53,7 +125,10 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
             declared.is_some_and(|length| usize::try_from(length).is_ok_and(|it| it > limit));
         if !is_json(&parts.headers) {
             // Without a body no type is needed; whether a chunked one is empty shows at its end.
-            let empty = !too_long && read(body, limit).await.is_ok_and(|bytes| bytes.is_empty());
+            let empty = !too_long
+                && read_body(body, limit, time)
+                    .await
+                    .is_ok_and(|bytes| bytes.is_empty());
             return match empty {
                 true => parse(b"{}").map(Self),
                 false => Err(Error::new(
@@ -66,13 +141,14 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
         if too_long {
             return Err(too_large(limit));
         }
-        let bytes = read(body, limit).await?;
+        let bytes = read_body(body, limit, time).await?;
         parse(if bytes.is_empty() { b"{}" } else { &bytes }).map(Self)
     }
 }
 
-async fn read(body: Body, limit: usize) -> Result<bytes::Bytes, Error> {
-    let collected = timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await;
+/// A whole body of at most `limit` bytes, in time.
+pub async fn read_body(body: Body, limit: usize, time: Duration) -> Result<bytes::Bytes, Error> {
+    let collected = timeout(time, Limited::new(body, limit).collect()).await;
     let Ok(collected) = collected else {
         let detail = "the body did not arrive in time";
         return Err(
@@ -183,6 +259,41 @@ pub fn page(limit: Option<&str>, cursor: Option<String>) -> Result<PageRequest, 
             })?,
     };
     Ok(PageRequest { limit, cursor })
+}
+
+/// Which part of a list, in a query.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageQuery {
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+impl PageQuery {
+    /// The checked page.
+    pub fn page(self) -> Result<PageRequest, Error> {
+        page(self.limit.as_deref(), self.cursor)
+    }
+}
+
+/// Checks a role by its name.
+pub fn role(text: &str) -> Result<Role, Error> {
+    text.parse()
+        .map_err(|_| Error::invalid_field("role", "viewer, operator, admin or owner"))
+}
+
+/// Reads a text that no log may show.
+pub fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
+    <String as serde::Deserialize>::deserialize(deserializer).map(SecretString::from)
+}
+
+/// Tells `null` from a field that is not there.
+pub fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Checks a short text for people: a name.

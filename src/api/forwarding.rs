@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::device_hosts::OPEN_PATH;
 use super::error::Error;
-use super::extract::{Caller, JsonBody};
+use super::extract::{Caller, JsonBody, Signed, Trail};
 use super::gate::Arrived;
 use super::openapi::{Doc, schema};
 use super::service::FromDevice;
@@ -47,10 +47,11 @@ pub async fn forward(
     }
     let public_url = &app.0.public_url;
     let caller = forward::Caller {
-        tenant: principal.tenant.id,
         device,
-        user: principal.user.id,
-        login: principal.login,
+        user: principal.id().to_owned(),
+        rights: principal.rights(),
+        checked: arrived,
+        tenant: principal.tenant.id,
         request_id,
         client,
         door: Door {
@@ -102,7 +103,7 @@ pub async fn send(
 }
 
 /// Adds why a device cannot be reached; one that does not exist is 404.
-async fn explain(
+pub async fn explain(
     app: &AppState,
     tenant: &TenantId,
     device: &DeviceId,
@@ -151,7 +152,9 @@ pub struct OpenLink {
 pub async fn open_device(
     State(app): State<AppState>,
     Caller(principal): Caller,
+    Signed(person): Signed,
     Path(id): Path<String>,
+    trail: Trail,
     JsonBody(body): JsonBody<OpenRequest>,
 ) -> Result<(StatusCode, Json<OpenLink>), Error> {
     let device: DeviceId = id.parse().map_err(|_| Error::not_found())?;
@@ -173,11 +176,12 @@ pub async fn open_device(
     let expires_at = app.0.clock.now().plus(TICKET_FOR);
     app.0
         .store
+        .audited(trail.of("device.open_link_created", &device))
         .create_ticket(
             sha256(&ticket),
             &principal.tenant.id,
             &device,
-            &principal.login,
+            &person.login,
             expires_at,
         )
         .await
@@ -203,6 +207,7 @@ pub fn forward_doc() -> Doc {
         "Forward a request to the device, streamed both ways; any method but CONNECT and TRACE",
     )
     .answer(200, "Whatever the device answers")
+    .answer(429, "tenant_busy: the tenant has too many open requests")
     .answer(502, "origin_refused, origin_invalid or tunnel_lost")
     .answer(
         503,

@@ -18,7 +18,8 @@ use super::{AppState, pages};
 use crate::auth::access::{Access, Denied, Principal};
 use crate::auth::csrf;
 use crate::forward::asks_for_websocket;
-use crate::types::{DeviceId, PairingCodeId};
+use crate::net::Client;
+use crate::store::{AuditEntry, AuditOutcome, Thing};
 
 /// What the gate works with. Cheap to clone.
 #[derive(Clone)]
@@ -65,7 +66,7 @@ impl Gate {
         if access == Some(Access::Public) || (rules.is_none() && !is_api(path)) {
             return Ok(None);
         }
-        let principal = self.identify(request).await?;
+        let mut principal = self.identify(request).await?;
         let forwarded = rules.is_some_and(PathRules::is_forwarded);
         if self.is_forged(request, forwarded) {
             return Err(refuse(Error::new(
@@ -77,14 +78,19 @@ impl Gate {
         let Some(rules) = rules else {
             return Err(refuse(Error::not_found()));
         };
+        Self::choose_tenant(request, &mut principal)?;
         let suffices = match access {
-            Some(Access::Role(role)) => principal.tenant.role >= role,
-            Some(Access::Login | Access::Public) => true,
+            Some(Access::Role(role) | Access::PathTenant(role)) => principal.tenant.role >= role,
+            Some(Access::Person) => principal.person().is_some(),
+            Some(Access::Authenticated | Access::Public) => true,
             None => false,
         };
         // What is forwarded finds out by itself, with one look at the device's session.
         if !(forwarded && suffices) {
             self.must_exist(request, &principal).await?;
+        }
+        if access.is_some() && !suffices {
+            self.note_denial(request, &principal, "access.denied").await;
         }
         match access {
             None => Err(refuse(
@@ -95,11 +101,10 @@ impl Gate {
                 )
                 .header(header::ALLOW, &rules.allow()),
             )),
-            Some(Access::Role(role)) if !suffices => Err(refuse(Error::new(
-                StatusCode::FORBIDDEN,
-                "role_insufficient",
-                format!("this needs the role {} in the tenant", role.as_str()),
-            ))),
+            Some(Access::Person) if !suffices => Err(refuse(Error::person_needed())),
+            Some(Access::Role(role) | Access::PathTenant(role)) if !suffices => {
+                Err(refuse(Error::role_insufficient(role)))
+            }
             Some(_) => Ok(Some(principal)),
         }
     }
@@ -127,47 +132,104 @@ impl Gate {
         if headers.contains_key(header::AUTHORIZATION) {
             return false;
         }
-        if forwarded && asks_for_websocket(headers) {
+        if (forwarded || *method == Method::GET) && asks_for_websocket(headers) {
             return csrf::is_foreign_websocket(headers, &ours);
         }
+        // A stream of events is as good as a request that changes something: it is held open.
+        let method = match request.uri.path() {
+            "/api/events" => &Method::POST,
+            _ => method,
+        };
         csrf::is_forged(method, headers, &ours) || (forwarded && csrf::is_foreign_read(headers))
+    }
+
+    /// Makes the request be about the tenant that its path or, where a browser can send no header,
+    /// its query names.
+    fn choose_tenant(request: &Parts, principal: &mut Principal) -> Result<(), Refusal> {
+        let path = request.uri.path();
+        let member_of = |id: &str| principal.memberships.iter().find(|of| of.id.as_str() == id);
+        if let Some(rest) = path.strip_prefix("/api/tenants/") {
+            let id = rest.split('/').next().unwrap_or_default();
+            match member_of(id).cloned() {
+                Some(membership) => principal.tenant = membership,
+                None => return Err(refuse(Error::not_found())),
+            }
+        }
+        let named = match path {
+            "/api/events" => query_param(request, "tenant"),
+            _ => None,
+        };
+        if let Some(id) = named {
+            match member_of(&id).cloned() {
+                Some(membership) => principal.tenant = membership,
+                None => return Err(refuse(Denied::TenantForbidden.into())),
+            }
+        }
+        Ok(())
     }
 
     /// 404 for what does not exist and for what belongs to another tenant.
     async fn must_exist(&self, request: &Parts, principal: &Principal) -> Result<(), Refusal> {
-        let (store, tenant) = (&self.app.0.store, &principal.tenant.id);
-        let mut segments = request.uri.path().split('/').skip(1);
-        let found = match (
-            segments.next(),
-            segments.next(),
-            segments.next(),
-            segments.next(),
-        ) {
-            (Some("api"), Some("devices"), Some(id), _) => match id.parse::<DeviceId>() {
-                Ok(id) => store
-                    .find_device(tenant, &id)
-                    .await
-                    .map(|found| found.is_some()),
-                Err(_) => Ok(false),
-            },
-            (Some("api"), Some("pairing"), Some("codes"), Some(id)) => {
-                match id.parse::<PairingCodeId>() {
-                    Ok(id) => {
-                        let now = self.app.0.clock.now();
-                        let found = store.find_pairing_code(tenant, &id, now).await;
-                        found.map(|found| found.is_some())
-                    }
-                    Err(_) => Ok(false),
-                }
-            }
-            _ => Ok(true),
+        let segments: Vec<&str> = request.uri.path().split('/').skip(2).collect();
+        let (thing, id) = match segments[..] {
+            ["devices", id, ..] => (Thing::Device, id),
+            ["pairing", "codes", id] => (Thing::PairingCode, id),
+            ["groups", id, ..] => (Thing::Group, id),
+            ["service-clients", id] => (Thing::ServiceClient, id),
+            ["tenants", _, "invitations", id] => (Thing::Invitation, id),
+            ["tenants", _, "members", id] => (Thing::Member, id),
+            _ => return Ok(()),
         };
-        match found {
+        match self
+            .app
+            .0
+            .store
+            .exists(&principal.tenant.id, thing, id)
+            .await
+        {
             Ok(true) => Ok(()),
             Ok(false) => Err(refuse(Error::not_found())),
             Err(error) => Err(refuse(error.into())),
         }
     }
+
+    /// Writes down that somebody asked for more than they may; the same again once a minute at most.
+    async fn note_denial(&self, request: &Parts, principal: &Principal, action: &'static str) {
+        let app = &self.app.0;
+        let route = request.extensions.get::<MatchedPath>();
+        let target = format!(
+            "{} {}",
+            request.method,
+            route.map_or("", MatchedPath::as_str)
+        );
+        let key = (principal.id().to_owned(), target.clone());
+        if app.denials.contains_key(&key) {
+            return;
+        }
+        app.denials.insert(key, ());
+        let entry = AuditEntry {
+            at: app.clock.now(),
+            tenant: Some(principal.tenant.id.clone()),
+            actor: principal.audit_actor(),
+            action,
+            target: Some(target),
+            outcome: AuditOutcome::Denied,
+            remote_addr: request.extensions.get::<Client>().map(|client| client.addr),
+            request: request.extensions.get().cloned(),
+            detail: None,
+        };
+        if let Err(error) = app.store.append_audit(entry).await {
+            tracing::warn!(%error, "a denial could not be written down");
+        }
+    }
+}
+
+/// The one value of a query parameter.
+fn query_param(request: &Parts, name: &str) -> Option<String> {
+    let query = request.uri.query()?;
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(of, _)| of == name)
+        .map(|(_, value)| value.into_owned())
 }
 
 /// Whether a path is the API's, also where there is nothing.

@@ -8,11 +8,12 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::Error;
-use super::extract::{Caller, JsonBody};
+use super::extract::{Caller, JsonBody, Signed, Trail};
 use super::openapi::{Doc, schema};
-use crate::auth::access::{Denied, Principal};
+use crate::auth::access::{Actor, Denied, Principal};
+use crate::auth::live::Right;
 use crate::store::Membership;
-use crate::types::{LoginId, TenantId, Timestamp};
+use crate::types::{LoginId, ServiceClientId, TenantId, Timestamp};
 
 /// The person, as shown to themselves.
 #[derive(Serialize, ToSchema)]
@@ -51,11 +52,25 @@ impl From<Membership> for MeTenant {
     }
 }
 
+/// A program that asks.
+#[derive(Serialize, ToSchema)]
+pub struct MeServiceClient {
+    #[schema(value_type = String)]
+    id: ServiceClientId,
+    client_id: String,
+    name: String,
+}
+
 /// Who is signed in.
 #[derive(Serialize, ToSchema)]
 pub struct Me {
-    user: MeUser,
-    login: MeLogin,
+    /// The person; `null` for a service client.
+    user: Option<MeUser>,
+    /// The person's login; `null` for a service client.
+    login: Option<MeLogin>,
+    /// The service client, where one asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_client: Option<MeServiceClient>,
     /// The tenant that this request is about.
     tenant: MeTenant,
     /// All tenants of the person.
@@ -68,19 +83,35 @@ pub async fn me(Caller(principal): Caller) -> Json<Me> {
 }
 
 fn describe(principal: Principal) -> Me {
-    Me {
-        user: MeUser {
-            id: principal.user.id,
-            email: principal.user.email,
-            name: principal.user.name,
-        },
-        login: MeLogin {
-            id: principal.login,
-            expires_at: principal.login_expires_at,
-        },
+    let tenants = principal.memberships.iter().cloned();
+    let mut me = Me {
+        user: None,
+        login: None,
+        service_client: None,
+        tenants: tenants.map(Into::into).collect(),
         tenant: principal.tenant.into(),
-        tenants: principal.memberships.into_iter().map(Into::into).collect(),
+    };
+    match principal.actor {
+        Actor::Person(person) => {
+            me.user = Some(MeUser {
+                id: person.user.id,
+                email: person.user.email,
+                name: person.user.name,
+            });
+            me.login = Some(MeLogin {
+                id: person.login,
+                expires_at: person.login_expires_at,
+            });
+        }
+        Actor::ServiceClient(client) => {
+            me.service_client = Some(MeServiceClient {
+                id: client.id,
+                client_id: client.client_id,
+                name: client.name,
+            });
+        }
     }
+    me
 }
 
 /// A signed-in browser of the caller.
@@ -114,15 +145,15 @@ pub struct LoginList {
 /// Lists the caller's logins.
 pub async fn list_logins(
     State(app): State<AppState>,
-    Caller(principal): Caller,
+    Signed(person): Signed,
 ) -> Result<Json<LoginList>, Error> {
     let found = app
         .0
         .store
-        .list_logins(&principal.user.id, app.0.clock.now())
+        .list_logins(&person.user.id, app.0.clock.now())
         .await?;
     let items = found.into_iter().map(|login| LoginInfo {
-        current: login.id == principal.login,
+        current: login.id == person.login,
         id: login.id,
         created_at: login.created_at,
         idle_expires_at: login.idle_expires_at,
@@ -139,36 +170,40 @@ pub async fn list_logins(
 /// Ends one of the caller's logins.
 pub async fn end_login(
     State(app): State<AppState>,
-    Caller(principal): Caller,
+    Signed(person): Signed,
     Path(id): Path<String>,
+    trail: Trail,
 ) -> Result<StatusCode, Error> {
     let id: LoginId = id.parse().map_err(|_| Error::not_found())?;
     let now = app.0.clock.now();
     if !app
         .0
         .store
-        .end_login_of(&principal.user.id, &id, now)
+        .audited(trail.of("login.ended", &id))
+        .end_login_of(&person.user.id, &id, now)
         .await?
     {
         return Err(Error::not_found());
     }
-    app.0.live.end_login(&id);
+    app.0.live.end(Right::Login(id));
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Ends all logins of the caller but this one.
 pub async fn end_other_logins(
     State(app): State<AppState>,
-    Caller(principal): Caller,
+    Signed(person): Signed,
+    trail: Trail,
 ) -> Result<StatusCode, Error> {
-    let (user, now) = (&principal.user.id, app.0.clock.now());
+    let (user, now) = (&person.user.id, app.0.clock.now());
     for ended in app
         .0
         .store
-        .end_other_logins(user, &principal.login, now)
+        .audited(trail.of("login.others_ended", &person.login))
+        .end_other_logins(user, &person.login, now)
         .await?
     {
-        app.0.live.end_login(&ended);
+        app.0.live.end(Right::Login(ended));
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -186,6 +221,7 @@ pub struct ActiveTenant {
 pub async fn set_active_tenant(
     State(app): State<AppState>,
     Caller(mut principal): Caller,
+    Signed(person): Signed,
     JsonBody(body): JsonBody<ActiveTenant>,
 ) -> Result<Json<Me>, Error> {
     let tenant: Option<TenantId> = body.tenant_id.parse().ok();
@@ -197,7 +233,7 @@ pub async fn set_active_tenant(
     if !app
         .0
         .store
-        .set_active_tenant(&principal.login, &chosen.id)
+        .set_active_tenant(&person.login, &chosen.id)
         .await?
     {
         return Err(Denied::TenantForbidden.into());

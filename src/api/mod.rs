@@ -4,37 +4,51 @@
 //! document are made from that. Nothing here knows which role runs.
 
 mod assets;
+mod audit;
+mod backchannel;
+mod device_health;
 mod device_hosts;
+mod device_tags;
 mod devices;
 mod error;
+mod events;
 mod extract;
 mod forwarding;
 mod gate;
+mod groups;
+mod invitations;
 mod logins;
+mod members;
 pub mod openapi;
 mod pages;
 mod pairing;
 mod routes;
 mod service;
+mod service_clients;
 mod sign_in;
 mod system;
+mod tcp;
+mod tenants;
+mod usage;
 
 use std::sync::Arc;
 
+use moka::sync::Cache;
+use tokio::sync::watch;
 use url::Url;
 
 use crate::auth::access::Authenticator;
-use crate::auth::live::LiveStreams;
-use crate::auth::oidc::OidcClient;
-use crate::auth::rate_limit::FailureLimit;
+use crate::auth::live::{LiveStreams, Right};
+use crate::auth::oidc::{OidcClient, ServiceToken};
+use crate::auth::refresh::Refresher;
 use crate::config::Config;
 use crate::feed::ChangeCursor;
 use crate::forward::Forwarder;
-use crate::net::TrustedProxies;
+use crate::net::{RateLimit, TrustedProxies};
 use crate::runtime::Lifecycle;
 use crate::session::ProxySessions;
 use crate::store::{Change, ChangeKind, Store};
-use crate::types::Clock;
+use crate::types::{Clock, DeviceId};
 pub use service::serve;
 
 /// Where people reach the cloud.
@@ -109,6 +123,10 @@ pub struct App {
     pub auth: Authenticator,
     /// The provider.
     pub oidc: OidcClient,
+    /// Asks the provider again about people.
+    pub refresher: Refresher,
+    /// Our own access token at the provider, where we have credentials.
+    pub service_token: Option<ServiceToken>,
     /// What is open on behalf of logins.
     pub live: LiveStreams,
     /// The way to devices.
@@ -116,7 +134,15 @@ pub struct App {
     /// The sessions of all processes.
     pub sessions: ProxySessions,
     /// Failed exchanges of pairing codes.
-    pub pairing_failures: FailureLimit,
+    pub pairing_failures: RateLimit,
+    /// Limits sign-ins that are begun.
+    pub sign_in_starts: RateLimit,
+    /// Limits callbacks that sign nobody in.
+    pub failed_callbacks: RateLimit,
+    /// The newest event that this process knows of.
+    pub newest_event: watch::Sender<i64>,
+    /// Denials that were written down lately: who and what.
+    pub denials: Cache<(String, String), ()>,
     /// Whose `X-Forwarded-*` are believed.
     pub trusted_proxies: TrustedProxies,
     /// The process.
@@ -143,12 +169,23 @@ impl AppState {
         match change.kind {
             ChangeKind::LoginEnded => {
                 if let Ok(login) = change.subject.parse() {
-                    app.live.end_login(&login);
+                    app.live.end(Right::Login(login));
+                }
+            }
+            ChangeKind::MemberChanged => {
+                let tenant = change.detail.as_deref().unwrap_or_default().parse();
+                if let (Ok(user), Ok(tenant)) = (change.subject.parse(), tenant) {
+                    app.live.end(Right::Member(user, tenant));
+                }
+            }
+            ChangeKind::ServiceClientEnded => {
+                if let Ok(client) = change.subject.parse() {
+                    app.live.end(Right::ServiceClient(client));
                 }
             }
             ChangeKind::DeviceRevoked => {
-                if let Ok(device) = change.subject.parse() {
-                    app.live.end_device(&device);
+                if let Ok(device) = change.subject.parse::<DeviceId>() {
+                    app.live.end(Right::Device(device.clone()));
                     app.forwarder.forget(&device);
                 }
             }
@@ -166,10 +203,15 @@ impl AppState {
         }
     }
 
-    /// Whether the provider could be used when it was last asked, asking again from time to time.
+    /// Asks from time to time whether the provider can be used, and keeps our own access token fresh.
     pub async fn watch_provider(self) {
         loop {
-            self.0.oidc.refresh_if_due().await;
+            self.0.oidc.probe().await;
+            if let Some(token) = &self.0.service_token
+                && let Err(error) = token.get().await
+            {
+                tracing::warn!(%error, "there is no access token for our own calls to the provider");
+            }
             tokio::time::sleep(PROVIDER_EVERY).await;
         }
     }
@@ -200,7 +242,19 @@ impl AppState {
     }
 }
 
-/// How often the provider is looked at; a fresh answer is kept for an hour.
+/// Denials that are remembered at once, and for how long.
+const MAX_DENIALS: u64 = 10_000;
+const DENIALS_FOR: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The memory of denials that were written down.
+pub fn denials() -> Cache<(String, String), ()> {
+    Cache::builder()
+        .max_capacity(MAX_DENIALS)
+        .time_to_live(DENIALS_FOR)
+        .build()
+}
+
+/// How often the provider is looked at.
 const PROVIDER_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
 /// How often logins are looked for whose time is over; with the changes that the others follow, their
 /// streams end within two seconds.

@@ -135,7 +135,10 @@ fn answers(route: &Route) -> Value {
     if route.access != Access::Public {
         add("401", "No valid credentials");
     }
-    if matches!(route.access, Access::Role(_)) {
+    if matches!(
+        route.access,
+        Access::Role(_) | Access::PathTenant(_) | Access::Person
+    ) {
         add(
             "403",
             "The role does not suffice, or the request comes from another site",
@@ -174,10 +177,11 @@ fn operation(route: &Route, method: &str) -> Value {
         "responses": answers(route),
         "security": match route.access {
             Access::Public => json!([]),
-            _ => json!([{ "login": [] }]),
+            Access::Person => json!([{ "login": [] }]),
+            _ => json!([{ "login": [] }, { "access_token": [] }]),
         },
     });
-    if let Access::Role(role) = route.access {
+    if let Access::Role(role) | Access::PathTenant(role) = route.access {
         operation["x-role"] = role.as_str().into();
     }
     if let Some(takes) = &route.doc.takes {
@@ -255,6 +259,12 @@ pub fn document() -> Value {
                     "in": "cookie",
                     "name": "__Host-edgecloud",
                     "description": "From the sign-in. Unsafe methods must come from our own origin or carry Edgecloud-Csrf: 1.",
+                },
+                "access_token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "Of a registered service client: a JWT access token (RFC 9068) of the same issuer for the audience oidc.api.audience.",
                 },
             },
         },

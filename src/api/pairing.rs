@@ -12,10 +12,11 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::Error;
-use super::extract::{Caller, JsonBody, Query, name, page};
+use super::extract::{Caller, JsonBody, PageQuery, Query, Trail, name};
 use super::openapi::{Doc, schema};
 use crate::auth::pairing_code::Code;
 use crate::device_token::DeviceToken;
+use crate::fail_point;
 use crate::net::Client;
 use crate::store::{CodeStatus, Exchange, NewDevice, NewPairingCode, PairingCode, StoreError};
 use crate::types::{DeviceId, PairingCodeId, Timestamp};
@@ -53,6 +54,7 @@ pub struct CodeCreated {
 pub async fn create_code(
     State(app): State<AppState>,
     Caller(principal): Caller,
+    trail: Trail,
     JsonBody(body): JsonBody<NewCode>,
 ) -> Result<(StatusCode, Json<CodeCreated>), Error> {
     let device_name = body.name.map(|text| name("name", &text)).transpose()?;
@@ -71,12 +73,13 @@ pub async fn create_code(
         mac: signature.mac,
         key_id: signature.key_id,
         name: device_name,
-        created_by: principal.user.id,
+        created_by: principal.id().to_owned(),
         expires_at: now.plus(Duration::from_secs(ttl)),
     };
     let created = app
         .0
         .store
+        .audited(trail.of("pairing_code.created", &new.id))
         .create_pairing_code(&principal.tenant.id, new, MAX_OPEN_CODES, now)
         .await
         .map_err(|error| match error {
@@ -124,8 +127,8 @@ pub struct CodeInfo {
     expires_at: Timestamp,
     #[schema(value_type = Option<String>, format = DateTime)]
     used_at: Option<Timestamp>,
-    #[schema(value_type = String)]
-    created_by: crate::types::UserId,
+    /// A person or a service client.
+    created_by: String,
     /// What paired, unless it was removed since.
     device: Option<CodeDevice>,
 }
@@ -159,21 +162,13 @@ pub struct CodePage {
     next_cursor: Option<String>,
 }
 
-/// Which part of the list.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListQuery {
-    limit: Option<String>,
-    cursor: Option<String>,
-}
-
 /// Lists the tenant's codes.
 pub async fn list_codes(
     State(app): State<AppState>,
     Caller(principal): Caller,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<Json<CodePage>, Error> {
-    let page = page(query.limit.as_deref(), query.cursor)?;
+    let page = query.page()?;
     let now = app.0.clock.now();
     let found = app
         .0
@@ -212,11 +207,13 @@ pub async fn delete_code(
     State(app): State<AppState>,
     Caller(principal): Caller,
     Path(id): Path<String>,
+    trail: Trail,
 ) -> Result<StatusCode, Error> {
     let (tenant, now) = (&principal.tenant.id, app.0.clock.now());
     match app
         .0
         .store
+        .audited(trail.of("pairing_code.revoked", &id))
         .revoke_pairing_code(tenant, &code_id(&id)?, now)
         .await?
     {
@@ -247,15 +244,11 @@ pub struct DeviceFacts {
 pub struct CodeExchange {
     /// The code; case, dashes and spaces do not matter.
     #[schema(value_type = String)]
-    #[serde(deserialize_with = "secret")]
+    #[serde(deserialize_with = "super::extract::secret")]
     code: SecretString,
     /// What the device tells about itself.
     #[serde(default)]
     device: DeviceFacts,
-}
-
-fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
-    String::deserialize(deserializer).map(SecretString::from)
 }
 
 /// A device's identity; the only time that the token is shown.
@@ -273,6 +266,7 @@ pub struct CodeExchanged {
 pub async fn exchange_code(
     State(app): State<AppState>,
     Extension(client): Extension<Client>,
+    trail: Trail,
     JsonBody(body): JsonBody<CodeExchange>,
 ) -> Result<Response, Error> {
     let app = &app.0;
@@ -302,6 +296,8 @@ pub async fn exchange_code(
         attempt.succeeded();
     }
     let Some(paired) = exchanged? else {
+        let refused = trail.failed("pairing_code.refused");
+        app.store.append_audit(refused).await?;
         let detail = "the code is wrong, used, expired or revoked: ask for a new one";
         return Err(Error::new(
             StatusCode::NOT_FOUND,
@@ -309,6 +305,7 @@ pub async fn exchange_code(
             detail,
         ));
     };
+    fail_point::reach("exchange.after_commit");
     tracing::info!(device = %paired.device, tenant = %paired.tenant, code = %paired.code, from = %client.addr, "paired");
     let exchanged = CodeExchanged {
         device_id: paired.device,

@@ -1,5 +1,7 @@
 //! Sign-in through the provider, who is signed in, and sign-out.
 
+use std::time::Duration;
+
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -8,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::Error;
-use super::extract::{Caller, Query};
+use super::extract::{Query, Signed, Trail};
 use super::openapi::{Doc, schema};
 use super::{AppState, pages};
+use crate::auth::live::Right;
 use crate::auth::oidc::{CallbackParams, OidcError, SignedIn};
 use crate::auth::pending::{
     PENDING_FOR, PendingCookies, PendingLogin, cookie_name, expired_cookie,
@@ -38,6 +41,7 @@ fn redirect_uri(app: &AppState) -> String {
 pub async fn login(
     State(app): State<AppState>,
     Extension(id): Extension<RequestId>,
+    Extension(client): Extension<Client>,
     query: Result<Query<LoginQuery>, Error>,
     headers: HeaderMap,
 ) -> Response {
@@ -45,6 +49,9 @@ pub async fn login(
     if destination.is_some_and(|destination| destination != "document") {
         let detail = "a sign-in begins with a navigation of the whole page";
         return Error::new(StatusCode::FORBIDDEN, "navigation_required", detail).into_response();
+    }
+    if let Err(wait) = app.0.sign_in_starts.count(client.addr) {
+        return too_many(wait);
     }
     let return_to = query.ok().and_then(|query| query.0.return_to);
     let return_to = sanitize_return_to(return_to.as_deref().unwrap_or("/"));
@@ -54,7 +61,7 @@ pub async fn login(
     };
     let cookies = &app.0.auth.cookies;
     let mut response = pages::see_other(url.as_str());
-    let brought = PendingCookies::from_headers(&headers, cookies.keys(), app.0.clock.now());
+    let brought = PendingCookies::from_headers(&headers, cookies, app.0.clock.now());
     for name in brought.surplus() {
         pages::set_cookie(&mut response, &expired_cookie(name, cookies.is_secure()));
     }
@@ -88,22 +95,42 @@ fn refused(text: &str) -> Response {
     pages::notice(StatusCode::BAD_REQUEST, "Sign-in failed", text, back)
 }
 
+fn too_many(wait: Duration) -> Response {
+    let mut response = pages::notice(
+        StatusCode::TOO_MANY_REQUESTS,
+        "Too many sign-ins",
+        "There were too many sign-ins from your network. Please try again in a minute.",
+        ("/", "Back to edgecloud"),
+    );
+    // At least a second, whole seconds.
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    response
+}
+
 /// Takes the browser back from the provider.
 pub async fn callback(
     State(app): State<AppState>,
     Extension(id): Extension<RequestId>,
     Extension(client): Extension<Client>,
+    trail: Trail,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
     let (now, cookies) = (app.0.clock.now(), &app.0.auth.cookies);
+    // Counted only when it has failed: who comes back with the right answer is let in whatever others
+    // at the same address do.
+    let failure = || app.0.failed_callbacks.count(client.addr);
     let Ok(params) = CallbackParams::parse(query.as_deref().unwrap_or_default()) else {
-        return refused("The answer of the sign-in service cannot be read.");
+        let text = "The answer of the sign-in service cannot be read.";
+        return failure().map_or_else(too_many, |()| refused(text));
     };
     let state = params.state.as_deref().unwrap_or_default();
-    let mut brought = PendingCookies::from_headers(&headers, cookies.keys(), now);
+    let mut brought = PendingCookies::from_headers(&headers, cookies, now);
     let Some(pending) = brought.take(state) else {
-        return refused("This sign-in was not begun in this browser, or too long ago.");
+        let text = "This sign-in was not begun in this browser, or too long ago.";
+        return failure().map_or_else(too_many, |()| refused(text));
     };
     let mut response = match finish(&app, &pending, &params, &id, browser(&headers, &client)).await
     {
@@ -111,11 +138,32 @@ pub async fn callback(
             end_previous(&app, &headers).await;
             response
         }
-        Err(response) => *response,
+        // A provider that is away is nobody's failure.
+        Err(response) if response.status().is_server_error() => {
+            write_down(&app, trail).await;
+            *response
+        }
+        Err(response) => match failure() {
+            Ok(()) => {
+                write_down(&app, trail).await;
+                *response
+            }
+            Err(wait) => too_many(wait),
+        },
     };
-    let used = expired_cookie(&cookie_name(state), cookies.is_secure());
+    let used = expired_cookie(
+        &cookie_name(state, cookies.is_secure()),
+        cookies.is_secure(),
+    );
     pages::set_cookie(&mut response, &used);
     response
+}
+
+async fn write_down(app: &AppState, trail: Trail) {
+    let failed = app.0.store.append_audit(trail.failed("login.failed"));
+    if let Err(error) = failed.await {
+        tracing::warn!(%error, "a failed sign-in could not be written down");
+    }
 }
 
 async fn finish(
@@ -139,7 +187,7 @@ async fn finish(
     let used_up = app
         .0
         .store
-        .use_state(sha256(pending.state.as_bytes()), now.plus(PENDING_FOR))
+        .use_once(sha256(pending.state.as_bytes()), now.plus(PENDING_FOR))
         .await
         .map_err(store_failed)?;
     if !used_up {
@@ -192,14 +240,19 @@ fn new_login(
 ) -> (cookie::Cookie<'static>, NewLogin) {
     let (cookie, secret_hash) = app.0.auth.cookies.issue_login();
     let (now, settings) = (app.0.clock.now(), &app.0.config.login);
+    let id = LoginId::random();
+    let provider_tokens = signed_in
+        .grant
+        .map(|grant| app.0.refresher.seal(&id, &grant));
     let login = NewLogin {
-        id: LoginId::random(),
+        id,
         secret_hash,
         issuer: signed_in.issuer,
         subject: signed_in.subject,
         email: signed_in.email,
         name: signed_in.name,
         sid: signed_in.sid,
+        provider_tokens,
         tenants: signed_in.tenants,
         user_agent: browser.user_agent,
         remote_addr: Some(browser.remote_addr),
@@ -220,7 +273,7 @@ async fn end_previous(app: &AppState, headers: &HeaderMap) {
             return Ok(());
         };
         app.0.store.end_login(&login.id, now).await?;
-        app.0.live.end_login(&login.id);
+        app.0.live.end(Right::Login(login.id));
         Ok::<_, StoreError>(())
     };
     if let Err(error) = ended.await {
@@ -238,15 +291,17 @@ pub struct SignedOut {
 /// Ends the login.
 pub async fn logout(
     State(app): State<AppState>,
-    Caller(principal): Caller,
+    Signed(person): Signed,
     Extension(id): Extension<RequestId>,
+    trail: Trail,
 ) -> Result<Response, Error> {
     app.0
         .store
-        .end_login(&principal.login, app.0.clock.now())
+        .audited(trail.of("login.signed_out", &person.login))
+        .end_login(&person.login, app.0.clock.now())
         .await?;
-    app.0.live.end_login(&principal.login);
-    tracing::info!(user = %principal.user.id, %id, "signed out");
+    app.0.live.end(Right::Login(person.login));
+    tracing::info!(user = %person.user.id, %id, "signed out");
     let back = format!("{}/", app.0.public_url.origin());
     let end_session_url = app.0.oidc.end_session_url(&back).await;
     let mut response = Json(SignedOut {
@@ -268,6 +323,7 @@ pub fn login_doc() -> Doc {
         .query("return_to", "Path on this host to go to afterwards")
         .answer(303, "To the provider, or to the same address on public_url")
         .answer(403, "Not a navigation of the whole page")
+        .answer(429, "Too many sign-ins from one address: a page")
         .answer(503, "The provider does not answer: a page")
 }
 

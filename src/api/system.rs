@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::openapi::{Doc, schema};
+use crate::auth::oidc::ServiceToken;
 
 /// Whether the process lives.
 pub async fn healthz() -> &'static str {
@@ -27,11 +28,14 @@ pub async fn readyz(State(app): State<AppState>) -> Response {
         )
             .into_response();
     }
-    let degraded: &[&str] = if app.oidc.is_degraded() {
-        &["oidc"]
-    } else {
-        &[]
-    };
+    let service_token = app.service_token.as_ref();
+    let mut degraded = Vec::new();
+    if app.oidc.is_degraded() {
+        degraded.push("oidc");
+    }
+    if service_token.is_some_and(ServiceToken::is_degraded) {
+        degraded.push("oidc.service_client");
+    }
     Json(Readiness { degraded }).into_response()
 }
 
@@ -46,9 +50,10 @@ pub async fn health(app: &AppState, path: &str) -> Response {
 /// What does not work although the process serves.
 #[derive(Serialize, ToSchema)]
 pub struct Readiness {
-    /// `oidc`: nobody new can sign in.
+    /// `oidc`: nobody new can sign in. `oidc.service_client`: the provider gives us no access token of
+    /// our own.
     #[schema(value_type = Vec<String>)]
-    degraded: &'static [&'static str],
+    degraded: Vec<&'static str>,
 }
 
 /// What runs.

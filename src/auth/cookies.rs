@@ -184,6 +184,30 @@ mod tests {
     }
 
     #[test]
+    fn cs_02_a_hundred_thousand_secrets_are_distinct_and_evenly_spread() {
+        const MANY: usize = 100_000;
+        let cookies = cookies(true);
+        let (mut seen, mut counts) = (std::collections::HashSet::new(), [0_usize; 256]);
+        for _ in 0..MANY {
+            let (cookie, _) = cookies.issue_login();
+            let secret = cookie.value().split('.').nth(1).expect("three parts");
+            let secret = BASE64URL_NOPAD
+                .decode(secret.as_bytes())
+                .expect("base64url");
+            assert_eq!(secret.len(), 32, "256 bits");
+            for byte in &secret {
+                counts[usize::from(*byte)] += 1;
+            }
+            assert!(seen.insert(secret));
+        }
+        // Of 12,500 each on average the standard deviation is 112: ten of them never happen.
+        let expected = MANY * 32 / 256;
+        for (byte, count) in counts.iter().enumerate() {
+            assert!(count.abs_diff(expected) < 1_120, "{byte}: {count}");
+        }
+    }
+
+    #[test]
     fn cs_04_and_09_only_what_we_signed_and_only_once() {
         let cookies = cookies(true);
         let (cookie, hash) = cookies.issue_login();

@@ -73,37 +73,51 @@ mod tests {
         headers
     }
 
+    fn forged(pairs: &[(&'static str, &str)]) -> bool {
+        is_forged(&Method::POST, &headers(pairs), OURS)
+    }
+
     #[test]
-    fn ch_01_to_03_who_may_send_unsafe_requests() {
-        let forged =
-            |pairs: &[(&'static str, &str)]| is_forged(&Method::POST, &headers(pairs), OURS);
+    fn ch_01_fetch_metadata_decides_where_there_is_any() {
         for good in [
             &[("sec-fetch-site", "same-origin")][..],
             &[("sec-fetch-site", "none")],
             &[("sec-fetch-site", "same-origin"), ("origin", OURS)],
-            &[("origin", OURS)],
-            &[("edgecloud-csrf", "1")],
         ] {
             assert!(!forged(good), "{good:?}");
         }
         for bad in [
-            &[][..],
-            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "cross-site")][..],
             &[("sec-fetch-site", "same-site"), ("edgecloud-csrf", "1")],
-            &[("origin", "null")],
-            &[("origin", "https://cloud.example:444")],
-            &[("origin", "http://cloud.example")],
-            &[("origin", "https://cloud.example.evil")],
-            &[("origin", OURS), ("origin", OURS)],
-            &[("edgecloud-csrf", "0")],
+            &[("sec-fetch-site", "cross-site"), ("origin", OURS)],
+            &[("sec-fetch-site", "same-origin"), ("origin", "null")],
         ] {
             assert!(forged(bad), "{bad:?}");
         }
-        assert!(!is_forged(
-            &Method::GET,
-            &headers(&[("sec-fetch-site", "cross-site")]),
-            OURS
-        ));
+        let cross_site = headers(&[("sec-fetch-site", "cross-site")]);
+        assert!(!is_forged(&Method::GET, &cross_site, OURS));
+    }
+
+    #[test]
+    fn ch_02_else_the_origin_must_be_ours() {
+        assert!(!forged(&[("origin", OURS)]));
+        for bad in [
+            &[("origin", "null")][..],
+            &[("origin", "https://cloud.example:444")],
+            &[("origin", "http://cloud.example")],
+            &[("origin", "https://cloud.example.evil")],
+            &[("origin", "null"), ("edgecloud-csrf", "1")],
+            &[("origin", OURS), ("origin", OURS)],
+        ] {
+            assert!(forged(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ch_03_else_our_header_is_needed() {
+        assert!(!forged(&[("edgecloud-csrf", "1")]));
+        assert!(forged(&[]));
+        assert!(forged(&[("edgecloud-csrf", "0")]));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 #[cfg(feature = "api")]
 pub mod access;
 #[cfg(feature = "api")]
+pub mod bearer;
+#[cfg(feature = "api")]
 pub mod cookies;
 #[cfg(feature = "api")]
 pub mod csrf;
@@ -22,6 +24,6 @@ pub mod pairing_code;
 #[cfg(feature = "api")]
 pub mod pending;
 #[cfg(feature = "api")]
-pub mod rate_limit;
+pub mod refresh;
 #[cfg(feature = "api")]
 pub mod return_to;

@@ -6,6 +6,7 @@ use cookie::{Cookie, SameSite};
 use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 
+use super::cookies::Cookies;
 use crate::device_token::sha256;
 use crate::keys::KeyRing;
 use crate::types::{Timestamp, base32_lower};
@@ -14,7 +15,11 @@ use crate::types::{Timestamp, base32_lower};
 pub const PENDING_FOR: Duration = Duration::from_secs(600);
 /// Sign-ins of one browser that may be under way at once.
 const MAX_PENDING: usize = 5;
+/// Cookies that one answer makes a browser forget, at most.
+const MAX_FORGOTTEN: usize = 20;
 const PREFIX: &str = "edgecloud-pending-";
+/// By https: a browser takes such a name from this very host only.
+const SECURE_PREFIX: &str = "__Host-edgecloud-pending-";
 const PURPOSE: &str = "pending-login";
 
 /// What must be remembered between leaving for the provider and coming back.
@@ -32,17 +37,24 @@ pub struct PendingLogin {
     pub created_at: Timestamp,
 }
 
+fn prefix(secure: bool) -> &'static str {
+    match secure {
+        true => SECURE_PREFIX,
+        false => PREFIX,
+    }
+}
+
 /// The name of the cookie for a state.
-pub fn cookie_name(state: &str) -> String {
+pub fn cookie_name(state: &str, secure: bool) -> String {
     let mut hash = base32_lower(&sha256(state.as_bytes()));
     hash.truncate(8);
-    format!("{PREFIX}{hash}")
+    format!("{}{hash}", prefix(secure))
 }
 
 impl PendingLogin {
     /// The cookie that holds this sign-in.
     pub fn to_cookie(&self, keys: &KeyRing, secure: bool) -> Cookie<'static> {
-        let name = cookie_name(&self.state);
+        let name = cookie_name(&self.state, secure);
         let plain = serde_json::to_vec(self).expect("texts and a time are JSON");
         let sealed = keys.seal(PURPOSE, name.as_bytes(), &plain);
         let age = cookie::time::Duration::try_from(PENDING_FOR).expect("ten minutes fit");
@@ -52,7 +64,7 @@ impl PendingLogin {
 
 fn base<'c>(name: String, value: String, secure: bool) -> cookie::CookieBuilder<'c> {
     Cookie::build((name, value))
-        .path("/api/auth")
+        .path("/")
         .http_only(true)
         .same_site(SameSite::Lax)
         .secure(secure)
@@ -67,31 +79,33 @@ pub fn expired_cookie(name: &str, secure: bool) -> Cookie<'static> {
 
 /// The pending cookies of a request.
 pub struct PendingCookies {
+    secure: bool,
     found: Vec<(String, Option<PendingLogin>)>,
 }
 
 impl PendingCookies {
     /// Opens what a request brought; what cannot be opened or is too old counts as damaged.
-    pub fn from_headers(headers: &HeaderMap, keys: &KeyRing, now: Timestamp) -> Self {
+    pub fn from_headers(headers: &HeaderMap, cookies: &Cookies, now: Timestamp) -> Self {
+        let (keys, secure) = (cookies.keys(), cookies.is_secure());
         let mut found = Vec::new();
         for value in headers.get_all(header::COOKIE) {
             // What is not text is somebody else's.
             let pairs = value.as_bytes().split(|byte| *byte == b';');
             let texts = pairs.filter_map(|pair| std::str::from_utf8(pair).ok());
             for cookie in texts.filter_map(|text| Cookie::parse(text.trim()).ok()) {
-                if cookie.name().starts_with(PREFIX) {
+                if cookie.name().starts_with(prefix(secure)) {
                     let pending = open(keys, &cookie)
                         .filter(|pending| now.since(pending.created_at) < PENDING_FOR);
                     found.push((cookie.name().to_owned(), pending));
                 }
             }
         }
-        Self { found }
+        Self { secure, found }
     }
 
     /// Takes out the sign-in with this state.
     pub fn take(&mut self, state: &str) -> Option<PendingLogin> {
-        let name = cookie_name(state);
+        let name = cookie_name(state, self.secure);
         let mut matching = self.found.iter_mut().filter(|(found, _)| *found == name);
         let (first, second) = (matching.next()?, matching.next());
         // Two cookies of one name: somebody tossed one at us.
@@ -114,6 +128,7 @@ impl PendingCookies {
         good.sort_by_key(|(_, created_at)| *created_at);
         let too_many = (good.len() + 1).saturating_sub(MAX_PENDING);
         surplus.extend(good.iter().take(too_many).map(|(name, _)| *name));
+        surplus.truncate(MAX_FORGOTTEN);
         surplus
     }
 }
@@ -130,8 +145,9 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-    fn keys() -> KeyRing {
-        KeyRing::from_secrets(&[SecretString::from("k".repeat(32))]).expect("long enough")
+    fn cookies(secure: bool) -> Cookies {
+        let keys = KeyRing::from_secrets(&[SecretString::from("k".repeat(32))]);
+        Cookies::new(keys.expect("long enough"), secure)
     }
 
     fn pending(state: &str, created_at: Timestamp) -> PendingLogin {
@@ -156,12 +172,12 @@ mod tests {
 
     #[test]
     fn a_sign_in_is_found_by_its_state_alone() {
-        let keys = keys();
+        let ours = cookies(true);
         let cookies = [
-            pending("one", NOW).to_cookie(&keys, true),
-            pending("two", NOW).to_cookie(&keys, true),
+            pending("one", NOW).to_cookie(ours.keys(), true),
+            pending("two", NOW).to_cookie(ours.keys(), true),
         ];
-        let mut found = PendingCookies::from_headers(&headers(&cookies), &keys, NOW);
+        let mut found = PendingCookies::from_headers(&headers(&cookies), &ours, NOW);
         assert_eq!(
             found.take("two").map(|pending| pending.state).as_deref(),
             Some("two")
@@ -173,17 +189,17 @@ mod tests {
 
     #[test]
     fn ol_06_a_damaged_swapped_doubled_or_old_cookie_is_nothing() {
-        let keys = keys();
-        let good = pending("one", NOW).to_cookie(&keys, true);
+        let ours = cookies(true);
+        let good = pending("one", NOW).to_cookie(ours.keys(), true);
         let take = |cookies: &[Cookie<'_>], at| {
-            PendingCookies::from_headers(&headers(cookies), &keys, at)
+            PendingCookies::from_headers(&headers(cookies), &ours, at)
                 .take("one")
                 .is_some()
         };
         assert!(take(std::slice::from_ref(&good), NOW));
         assert!(!take(std::slice::from_ref(&good), NOW.plus(PENDING_FOR)));
         assert!(!take(&[good.clone(), good.clone()], NOW));
-        let other = pending("two", NOW).to_cookie(&keys, true);
+        let other = pending("two", NOW).to_cookie(ours.keys(), true);
         let swapped = Cookie::new(good.name().to_owned(), other.value().to_owned());
         assert!(!take(&[swapped], NOW));
         for index in 0..good.value().len() {
@@ -199,18 +215,38 @@ mod tests {
 
     #[test]
     fn with_a_further_one_there_are_five_at_most() {
-        let keys = keys();
+        let ours = cookies(false);
         let at = |second| NOW.plus(Duration::from_secs(second));
         let mut cookies: Vec<_> = (0..6u64)
-            .map(|second| pending(&second.to_string(), at(second)).to_cookie(&keys, false))
+            .map(|second| pending(&second.to_string(), at(second)).to_cookie(ours.keys(), false))
             .collect();
         cookies.push(Cookie::new(format!("{PREFIX}damaged"), "x"));
-        let found = PendingCookies::from_headers(&headers(&cookies), &keys, at(9));
+        let found = PendingCookies::from_headers(&headers(&cookies), &ours, at(9));
         let expected = [
             format!("{PREFIX}damaged"),
-            cookie_name("0"),
-            cookie_name("1"),
+            cookie_name("0", false),
+            cookie_name("1", false),
         ];
         assert_eq!(found.surplus(), expected);
+    }
+
+    #[test]
+    fn cs_01_and_10_by_https_the_name_is_bound_to_the_host_and_a_flood_is_bounded() {
+        let ours = cookies(true);
+        let good = pending("one", NOW).to_cookie(ours.keys(), true);
+        let text = good.to_string();
+        assert!(text.starts_with("__Host-edgecloud-pending-"), "{text}");
+        for attribute in ["HttpOnly", "Secure", "SameSite=Lax", "Path=/;"] {
+            assert!(text.contains(attribute), "{text}");
+        }
+        assert!(!text.contains("Domain"));
+        let bare = pending("one", NOW).to_cookie(ours.keys(), false);
+        let mut found = PendingCookies::from_headers(&headers(&[bare]), &ours, NOW);
+        assert!(found.take("one").is_none(), "tossed from elsewhere");
+        let flood: Vec<_> = (0..2000)
+            .map(|number| Cookie::new(format!("{SECURE_PREFIX}{number}"), "x"))
+            .collect();
+        let found = PendingCookies::from_headers(&headers(&flood), &ours, NOW);
+        assert_eq!(found.surplus().len(), MAX_FORGOTTEN);
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod checks;
 mod keys;
 mod reader;
 mod sections;
+mod settings;
 
 #[cfg(test)]
 mod tests;
@@ -16,12 +17,14 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use sections::{
+pub use settings::{
     ConfigRole, InternalConfig, LimitsConfig, LogConfig, LogFormat, LoginConfig, OidcConfig,
     ServerConfig, ServiceClientConfig, StoreUrl, TlsConfig, TunnelConfig,
 };
 
 use reader::Reader;
+#[cfg(feature = "agent")]
+pub(crate) use reader::read_bounded;
 use sections::read_sections;
 
 /// Checked settings of one process.

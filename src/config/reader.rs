@@ -376,7 +376,8 @@ impl Reader {
     }
 }
 
-fn read_bounded(path: &Path) -> std::io::Result<String> {
+/// A file of at most 1 MiB.
+pub fn read_bounded(path: &Path) -> std::io::Result<String> {
     if fs::metadata(path)?.len() > MAX_FILE_BYTES {
         return Err(std::io::Error::other("it is larger than 1 MiB"));
     }

@@ -1,17 +1,17 @@
-//! The sections of the configuration and how each is read.
+//! How each section is read, and what is allowed in it.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
-use url::Url;
+use secrecy::ExposeSecret;
 
 use super::checks;
 use super::reader::Reader;
-use super::{Config, Flags};
+use super::{
+    Config, ConfigRole, Flags, InternalConfig, LimitsConfig, LogConfig, LogFormat, LoginConfig,
+    OidcConfig, ServerConfig, ServiceClientConfig, StoreUrl, TlsConfig, TunnelConfig,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -20,196 +20,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 const API_LISTEN: &str = "127.0.0.1:3721";
 /// Shortest cookie key and internal secret, in bytes.
 const MIN_KEY_BYTES: usize = 32;
-
-/// What a process does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ConfigRole {
-    /// Everything in one process.
-    #[default]
-    All,
-    /// REST, sign-in, console and forwarding.
-    Api,
-    /// Tunnels from devices.
-    Proxy,
-}
-
-impl ConfigRole {
-    /// Whether the process serves the API.
-    pub fn has_api(self) -> bool {
-        self != Self::Proxy
-    }
-
-    /// Whether the process terminates tunnels.
-    pub fn has_tunnels(self) -> bool {
-        self != Self::Api
-    }
-}
-
-impl fmt::Display for ConfigRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::All => "all",
-            Self::Api => "api",
-            Self::Proxy => "proxy",
-        })
-    }
-}
-
-/// `[server]`.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// Where people reach the cloud; `None` with `--dev`: `http://localhost:<api port>`.
-    pub public_url: Option<Url>,
-    /// The API's listener.
-    pub api_listen: SocketAddr,
-    /// Networks whose `X-Forwarded-*` are believed.
-    pub trusted_proxies: Vec<String>,
-    /// How long open streams may go on at the end of the process.
-    pub drain_timeout: Duration,
-    /// Whether several processes may share the port.
-    pub reuse_port: bool,
-    /// The domain under which each device has its own host.
-    pub device_domain: Option<String>,
-}
-
-/// `[tunnel]`.
-#[derive(Debug, Clone)]
-pub struct TunnelConfig {
-    /// The tunnel listener.
-    pub listen: SocketAddr,
-    /// Where devices reach it; `None` with `--dev`: `ws://127.0.0.1:<tunnel port>`.
-    pub public_url: Option<Url>,
-    /// Time between two heartbeats.
-    pub heartbeat: Duration,
-    /// Sessions of this process at once.
-    pub max_sessions: usize,
-    /// Streams of one session at once.
-    pub max_streams_per_session: usize,
-    /// Largest WebSocket message, in bytes.
-    pub max_message_bytes: usize,
-    /// How far the windows of one session may grow together, in bytes.
-    pub window_budget_bytes: usize,
-}
-
-/// `[internal]`.
-#[derive(Debug, Clone)]
-pub struct InternalConfig {
-    /// The internal API's listener.
-    pub listen: Option<SocketAddr>,
-    /// Where the other processes reach it; `None`: the bound address.
-    pub advertise_url: Option<Url>,
-    /// The first signs, all verify; empty: a generated one in the data directory.
-    pub secret: Vec<SecretString>,
-}
-
-/// `[tls]`.
-#[derive(Debug, Clone)]
-pub struct TlsConfig {
-    /// PEM file with the certificate chain.
-    pub cert: PathBuf,
-    /// PEM file with the private key.
-    pub key: PathBuf,
-}
-
-/// `store.url`.
-#[derive(Debug, Clone)]
-pub enum StoreUrl {
-    /// A file.
-    Sqlite(PathBuf),
-    /// A server; the URL holds a password.
-    Postgres(SecretString),
-}
-
-/// `[oidc.service_client]`.
-#[derive(Debug, Clone)]
-pub struct ServiceClientConfig {
-    /// The back end's own client.
-    pub client_id: String,
-    /// Its secret.
-    pub client_secret: SecretString,
-    /// What it asks for.
-    pub scopes: Vec<String>,
-}
-
-/// `[oidc]`.
-#[derive(Debug, Clone)]
-pub struct OidcConfig {
-    /// The provider, exactly as it names itself.
-    pub issuer: String,
-    /// Our client there.
-    pub client_id: String,
-    /// Without it we are a public client.
-    pub client_secret: Option<SecretString>,
-    /// What is asked for.
-    pub scopes: Vec<String>,
-    /// More parameters of the authorization request.
-    pub authorize_params: BTreeMap<String, String>,
-    /// The claim that names a person's tenants.
-    pub tenant_claim: Option<String>,
-    /// Signature algorithms of ID tokens.
-    pub allowed_algs: Vec<String>,
-    /// Certificates to trust in the place of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The back end's own client_credentials client.
-    pub service_client: Option<ServiceClientConfig>,
-    /// What access tokens of service clients must be meant for.
-    pub api_audience: Option<String>,
-}
-
-/// `[login]`.
-#[derive(Debug, Clone)]
-pub struct LoginConfig {
-    /// The first signs, all verify; empty: a generated one in the data directory.
-    pub cookie_key: Vec<SecretString>,
-    /// A login that is not used this long is over.
-    pub idle_timeout: Duration,
-    /// A login this old is over.
-    pub absolute_timeout: Duration,
-}
-
-/// `[limits]`.
-#[derive(Debug, Clone)]
-pub struct LimitsConfig {
-    /// Largest request head, in bytes.
-    pub request_head_bytes: usize,
-    /// Largest JSON body, in bytes.
-    pub json_body_bytes: usize,
-    /// How long a request head may take.
-    pub header_read_timeout: Duration,
-    /// Connections of a listener at once.
-    pub connections: usize,
-    /// Exchanges of pairing codes that one address may try in a minute.
-    pub pairing_attempts_per_minute: usize,
-    /// Exchanges of pairing codes that all may try in a minute.
-    pub pairing_attempts_global_per_minute: usize,
-    /// How long opening a stream to a device may take.
-    pub stream_open_timeout: Duration,
-    /// How long a device may take for its response head.
-    pub response_header_timeout: Duration,
-    /// How long a plain response may pause.
-    pub response_idle_timeout: Duration,
-    /// Kept-alive streams of one session.
-    pub idle_streams_per_session: usize,
-}
-
-/// `log.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone, Default)]
-pub struct LogConfig {
-    /// How lines look.
-    pub format: LogFormat,
-    /// Which lines are written, as in `info` or `info,edgecloud::forward=debug`.
-    pub level: String,
-}
 
 /// Reads everything that the role uses.
 pub fn read_sections(reader: &mut Reader, flags: &Flags) -> Config {
@@ -230,14 +40,22 @@ pub fn read_sections(reader: &mut Reader, flags: &Flags) -> Config {
     let tls = read_tls(reader);
     let of_api = match role.has_api() {
         true => &mut *reader,
-        false => unused,
+        false => &mut *unused,
     };
     let oidc = match role.has_api() {
         true => read_oidc(of_api, flags, &server),
         false => None,
     };
     let login = read_login(of_api, role, postgres);
-    let limits = read_limits(of_api);
+    let failed_device_tokens = match role.has_tunnels() {
+        true => read_failed_device_tokens(reader),
+        false => read_failed_device_tokens(unused),
+    };
+    let of_api = match role.has_api() {
+        true => &mut *reader,
+        false => unused,
+    };
+    let limits = read_limits(of_api, failed_device_tokens);
     let dev_issuer_listen = read_issuer_listen(of_api, flags);
     Config {
         role,
@@ -489,7 +307,13 @@ fn read_login(reader: &mut Reader, role: ConfigRole, postgres: bool) -> LoginCon
     }
 }
 
-fn read_limits(reader: &mut Reader) -> LimitsConfig {
+/// The one limit of the tunnel listener.
+fn read_failed_device_tokens(reader: &mut Reader) -> usize {
+    let key = "limits.failed_device_tokens_per_minute";
+    reader.count(key, 60, 1..=10_000)
+}
+
+fn read_limits(reader: &mut Reader, failed_device_tokens_per_minute: usize) -> LimitsConfig {
     let minute = 60 * SECOND;
     LimitsConfig {
         request_head_bytes: reader.count(
@@ -503,6 +327,8 @@ fn read_limits(reader: &mut Reader) -> LimitsConfig {
             10 * SECOND,
             SECOND..=HOUR,
         ),
+        body_read_timeout: reader.duration("limits.body_read_timeout", 10 * SECOND, SECOND..=HOUR),
+        write_timeout: reader.duration("limits.write_timeout", 5 * MINUTE, SECOND..=HOUR),
         connections: reader.count("limits.connections", 20_000, 1..=1_000_000),
         pairing_attempts_per_minute: reader.count(
             "limits.pairing_attempts_per_minute",
@@ -514,6 +340,13 @@ fn read_limits(reader: &mut Reader) -> LimitsConfig {
             600,
             1..=1_000_000,
         ),
+        sign_in_starts_per_minute: reader.count("limits.sign_in_starts_per_minute", 60, 1..=10_000),
+        failed_callbacks_per_minute: reader.count(
+            "limits.failed_callbacks_per_minute",
+            30,
+            1..=10_000,
+        ),
+        failed_device_tokens_per_minute,
         stream_open_timeout: reader.duration(
             "limits.stream_open_timeout",
             10 * SECOND,
@@ -530,6 +363,11 @@ fn read_limits(reader: &mut Reader) -> LimitsConfig {
             SECOND..=DAY,
         ),
         idle_streams_per_session: reader.count("limits.idle_streams_per_session", 64, 0..=4096),
+        open_requests_per_tenant: reader.count(
+            "limits.open_requests_per_tenant",
+            2_000,
+            1..=1_000_000,
+        ),
     }
 }
 

@@ -215,7 +215,7 @@ fn devices_live_on_another_site() {
 }
 
 #[test]
-fn postgres_needs_configured_keys() {
+fn cs_08_postgres_needs_configured_keys() {
     let mut env = vec![("EDGECLOUD__STORE__URL", "postgres://u:canary@db/x")];
     let told = mistakes(&flags(ConfigRole::Api, true), &env);
     assert!(told.contains("login.cookie_key: is missing"), "{told}");

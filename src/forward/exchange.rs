@@ -119,7 +119,7 @@ impl Exchange<'_> {
             let mut connection = match connected {
                 Ok(connection) => connection,
                 Err(failed) => {
-                    error = self.on_open_error(failed)?;
+                    error = self.forwarder.on_open_error(&self.caller.device, failed)?;
                     continue;
                 }
             };
@@ -130,7 +130,7 @@ impl Exchange<'_> {
             // A body that was consumed is gone; then there was no second attempt to get here.
             let next = body
                 .take()
-                .unwrap_or_else(|| RequestBody::new(Body::empty(), false).0);
+                .unwrap_or_else(|| RequestBody::new(Body::empty(), false, None).0);
             let request = self.request(origin_host, next)?;
             let opened = Instant::now();
             match self.send(&mut connection, request).await {
@@ -164,21 +164,6 @@ impl Exchange<'_> {
             may_reuse = false;
         }
         Err(error)
-    }
-
-    /// An error after which the session is looked up again, or the end.
-    fn on_open_error(&self, error: SessionError) -> Result<ForwardError, ForwardError> {
-        self.forwarder.0.sessions.forget(&self.caller.device);
-        match error {
-            SessionError::Busy => Err(ForwardError::Busy),
-            SessionError::Timeout => Err(ForwardError::OriginTimeout),
-            SessionError::Directory(error) => Err(ForwardError::Directory(error)),
-            SessionError::NodeLost => Ok(ForwardError::NodeLost),
-            SessionError::SessionClosed
-            | SessionError::NotSupported
-            | SessionError::NotHere
-            | SessionError::Draining => Ok(ForwardError::Offline),
-        }
     }
 
     fn request(

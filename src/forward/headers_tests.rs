@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::net::Client;
-use crate::types::{DeviceId, LoginId, RequestId, TenantId, UserId};
+use crate::types::{DeviceId, RequestId, TenantId, UserId};
 
 const ORIGIN_HOST: &str = "127.0.0.1:8080";
 
@@ -11,8 +11,9 @@ fn caller(prefix: &str) -> Caller {
     Caller {
         tenant: TenantId::random(),
         device: DeviceId::random(),
-        user: UserId::random(),
-        login: LoginId::random(),
+        user: UserId::random().to_string(),
+        rights: Vec::new(),
+        checked: tokio::time::Instant::now(),
         request_id: RequestId::random(),
         client: Client {
             addr: IpAddr::from([203, 0, 113, 1]),

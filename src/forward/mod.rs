@@ -3,11 +3,14 @@
 //! Knows sessions through [`Sessions`] only, and nothing of how the caller was identified or of how
 //! errors are shown.
 
+mod error;
 mod exchange;
 mod headers;
+mod meter;
 mod pool;
 mod request_body;
 mod response_body;
+mod tcp;
 mod websocket;
 
 use std::sync::Arc;
@@ -17,20 +20,24 @@ use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::auth::live::{LiveStream, LiveStreams};
-use crate::net::{Client, Connection};
-use crate::session::{Handle, SessionError, Sessions};
-use crate::store::StoreError;
-use crate::types::{DeviceId, LoginId, NodeId, RequestId, TenantId, UserId};
+use crate::auth::live::{LiveStream, LiveStreams, Right};
+use crate::net::{Client, upgraded_connection};
+use crate::session::{Handle, SessionError, SessionStream, Sessions};
+use crate::types::{DeviceId, NodeId, RequestId, TenantId};
+pub use error::ForwardError;
+use error::agent_error;
 use exchange::{Answered, Exchange};
 pub use headers::asks_for_websocket;
+use meter::Counter;
+pub use meter::TrafficMeter;
 use pool::{OriginConnection, Pool};
 use request_body::{Progress, RequestBody};
 use response_body::{BodyKind, Keep, ResponseBody};
+pub use tcp::TcpConnection;
 
 /// A body that fits into the buffers on its way, in bytes: its end does not wait for the caller.
 const SMALL_BODY: u64 = 64 * 1024;
@@ -67,10 +74,12 @@ pub struct Caller {
     pub tenant: TenantId,
     /// The device.
     pub device: DeviceId,
-    /// The person.
-    pub user: UserId,
-    /// The person's login.
-    pub login: LoginId,
+    /// Who asks, for the device to know: a person's or a service client's id.
+    pub user: String,
+    /// What the request rests on, besides the device.
+    pub rights: Vec<Right>,
+    /// When that was checked.
+    pub checked: Instant,
     /// The request.
     pub request_id: RequestId,
     /// Where it came from.
@@ -79,47 +88,6 @@ pub struct Caller {
     pub door: Door,
     /// What finding out about the caller took.
     pub auth_time: Duration,
-}
-
-/// Why a request did not get the device's answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
-    /// The device has no session.
-    #[error("the device is offline")]
-    Offline,
-    /// The node that holds the device's session does not answer.
-    #[error("the node of the device does not answer")]
-    NodeLost,
-    /// The device has as many open streams as are allowed.
-    #[error("the device has too many open streams")]
-    Busy,
-    /// The device's agent could not reach the origin.
-    #[error("the origin refused the connection")]
-    OriginRefused,
-    /// What came back is no HTTP response, or less than one.
-    #[error("the origin's answer is not valid")]
-    OriginInvalid,
-    /// The tunnel ended before the response.
-    #[error("the tunnel was lost")]
-    TunnelLost,
-    /// The device or its origin took too long.
-    #[error("the origin did not answer in time")]
-    OriginTimeout,
-    /// The client stopped sending its request.
-    #[error("the request's body did not arrive in time")]
-    ClientTimeout,
-    /// The client broke off.
-    #[error("the request's body broke off")]
-    ClientAborted,
-    /// The request has been here before.
-    #[error("the device leads back to this cloud")]
-    Loop,
-    /// The login or the device's place in the tenant ended meanwhile.
-    #[error("the login or the device is no longer valid")]
-    Ended,
-    /// The directory cannot be read.
-    #[error("the directory cannot be read")]
-    Directory(#[from] StoreError),
 }
 
 /// How long things may take, and how much is kept.
@@ -133,6 +101,8 @@ pub struct ForwardLimits {
     pub response_idle_timeout: Duration,
     /// Kept connections of one session.
     pub idle_streams_per_session: usize,
+    /// Requests that one tenant may have open in this process, streams and WebSockets included.
+    pub open_requests_per_tenant: usize,
 }
 
 struct Inner {
@@ -140,6 +110,7 @@ struct Inner {
     live: LiveStreams,
     limits: ForwardLimits,
     pool: Pool,
+    meter: TrafficMeter,
     tasks: TaskTracker,
     restarting: CancellationToken,
     via: HeaderValue,
@@ -168,11 +139,17 @@ impl Forwarder {
             live,
             limits,
             pool,
+            meter: TrafficMeter::default(),
             tasks,
             restarting: CancellationToken::new(),
             via: via.unwrap_or(HeaderValue::from_static("1.1 edgecloud")),
             pseudonym,
         }))
+    }
+
+    /// Counts what goes to and from devices.
+    pub fn meter(&self) -> &TrafficMeter {
+        &self.0.meter
     }
 
     /// Looks after kept connections; ends only with its owner.
@@ -219,7 +196,7 @@ impl Forwarder {
         if self.has_been_here(request.headers()) {
             return Err(ForwardError::Loop);
         }
-        let live = self.0.live.open(&caller.login, &caller.device);
+        let live = self.enlist(&caller)?;
         let websocket = *request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && asks_for_websocket(request.headers());
@@ -230,7 +207,8 @@ impl Forwarder {
         let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let hold = expects_continue(&parts.headers);
-        let (body, progress) = RequestBody::new(body, hold);
+        let counter = self.0.meter.counter(&caller.tenant, &caller.device);
+        let (body, progress) = RequestBody::new(body, hold, Some(Arc::clone(&counter)));
         let exchange = Exchange {
             forwarder: self,
             caller: &caller,
@@ -241,12 +219,13 @@ impl Forwarder {
             websocket,
         };
         let answered = exchange.run(body).await?;
+        counter.request();
         match (answered.response.status(), upgrade) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => {
-                self.switch_protocols(answered, upgrade, &caller, (asked, live))
+                self.switch_protocols(answered, upgrade, &caller, (asked, live, counter))
             }
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(ForwardError::OriginInvalid),
-            _ => self.respond(answered, &caller, asked, (live, progress)),
+            _ => self.respond(answered, &caller, asked, (live, progress, counter)),
         }
     }
 
@@ -258,6 +237,35 @@ impl Forwarder {
             .any(|value| value.split([' ', ',']).any(|word| word == self.0.pseudonym))
     }
 
+    /// Puts what the caller opens on the list of what is cut when its rights end.
+    fn enlist(&self, caller: &Caller) -> Result<LiveStream, ForwardError> {
+        let mut rights = caller.rights.clone();
+        rights.push(Right::Device(caller.device.clone()));
+        let max = self.0.limits.open_requests_per_tenant;
+        let live = &self.0.live;
+        live.open_in(&caller.tenant, max, rights, caller.checked)
+            .ok_or(ForwardError::TenantBusy)
+    }
+
+    /// An error after which the session is looked up again, or the end.
+    fn on_open_error(
+        &self,
+        device: &DeviceId,
+        error: SessionError,
+    ) -> Result<ForwardError, ForwardError> {
+        self.0.sessions.forget(device);
+        match error {
+            SessionError::Busy => Err(ForwardError::Busy),
+            SessionError::Timeout => Err(ForwardError::OriginTimeout),
+            SessionError::Directory(error) => Err(ForwardError::Directory(error)),
+            SessionError::NodeLost => Ok(ForwardError::NodeLost),
+            SessionError::SessionClosed
+            | SessionError::NotSupported
+            | SessionError::NotHere
+            | SessionError::Draining => Ok(ForwardError::Offline),
+        }
+    }
+
     async fn find(&self, caller: &Caller) -> Result<Arc<dyn Handle>, ForwardError> {
         match self.0.sessions.find(&caller.tenant, &caller.device).await {
             Ok(found) => found.ok_or(ForwardError::Offline),
@@ -266,9 +274,13 @@ impl Forwarder {
         }
     }
 
-    async fn connect(&self, session: &dyn Handle) -> Result<OriginConnection, SessionError> {
+    async fn open_stream(&self, session: &dyn Handle) -> Result<SessionStream, SessionError> {
         let open = timeout(self.0.limits.stream_open_timeout, session.open_stream());
-        let stream = open.await.map_err(|_| SessionError::Timeout)??;
+        open.await.unwrap_or(Err(SessionError::Timeout))
+    }
+
+    async fn connect(&self, session: &dyn Handle) -> Result<OriginConnection, SessionError> {
+        let stream = self.open_stream(session).await?;
         let connected = self.0.pool.connect(stream).await;
         connected.map_err(|_| SessionError::SessionClosed)
     }
@@ -278,7 +290,7 @@ impl Forwarder {
         answered: Answered,
         caller: &Caller,
         asked: headers::Asked,
-        (live, progress): (LiveStream, Progress),
+        (live, progress, counter): (LiveStream, Progress, Arc<Counter>),
     ) -> Result<Response<Body>, ForwardError> {
         let timing = answered.timing.header(caller);
         let (parts, body) = answered.response.into_parts();
@@ -308,6 +320,7 @@ impl Forwarder {
             pool: self.0.pool.clone(),
             key: answered.key,
             progress,
+            counter,
         };
         let idle = self.0.limits.response_idle_timeout;
         let bodyless = asked.head
@@ -339,7 +352,7 @@ impl Forwarder {
         mut answered: Answered,
         upgrade: hyper::upgrade::OnUpgrade,
         caller: &Caller,
-        (asked, live): (headers::Asked, LiveStream),
+        (asked, live, counter): (headers::Asked, LiveStream, Arc<Counter>),
     ) -> Result<Response<Body>, ForwardError> {
         if !asks_for_websocket(answered.response.headers()) {
             return Err(ForwardError::OriginInvalid);
@@ -363,7 +376,7 @@ impl Forwarder {
                 return;
             };
             drop(connection);
-            join(client, device, &live, &restarting).await;
+            join(client, device, (&live, &counter), &restarting).await;
         });
         Ok(response)
     }
@@ -372,17 +385,16 @@ impl Forwarder {
 async fn join(
     client: hyper::upgrade::Upgraded,
     device: hyper::upgrade::Upgraded,
-    live: &LiveStream,
+    (live, counter): (&LiveStream, &Counter),
     restarting: &CancellationToken,
 ) {
-    let Ok(client) = client.downcast::<TokioIo<Connection>>() else {
+    let Some((mut connection, ahead)) = upgraded_connection(client) else {
         return;
     };
-    let mut connection = client.io.into_inner();
     let mut device = TokioIo::new(device);
     let joined = async {
-        tokio::io::AsyncWriteExt::write_all(&mut device, &client.read_buf).await?;
-        websocket::splice(&mut connection, &mut device, live, restarting).await
+        tokio::io::AsyncWriteExt::write_all(&mut device, &ahead).await?;
+        websocket::splice(&mut connection, &mut device, (live, counter), restarting).await
     };
     if joined.await.is_err() {
         connection.reset_on_drop();
@@ -393,13 +405,4 @@ fn expects_continue(headers: &HeaderMap) -> bool {
     headers
         .get(header::EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
-/// What the agent says when it could not reach the origin.
-fn agent_error(status: StatusCode, headers: &HeaderMap) -> Option<ForwardError> {
-    let said = headers.get(headers::AGENT_ERROR)?;
-    (status == StatusCode::BAD_GATEWAY).then(|| match said.as_bytes() {
-        b"timeout" => ForwardError::OriginTimeout,
-        _ => ForwardError::OriginRefused,
-    })
 }

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::meter::Counter;
+
 /// How long a device may take to say `100 Continue` before the body is sent all the same.
 const CONTINUE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -80,12 +82,14 @@ impl Progress {
 pub struct RequestBody {
     inner: Body,
     progress: Progress,
+    counter: Option<Arc<Counter>>,
     patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl RequestBody {
-    /// Wraps a body; with `hold` nothing is read from the client before the device asks for it.
-    pub fn new(inner: Body, hold: bool) -> (Self, Progress) {
+    /// Wraps a body; with `hold` nothing is read from the client before the device asks for it. What
+    /// passes is added to `counter`.
+    pub fn new(inner: Body, hold: bool, counter: Option<Arc<Counter>>) -> (Self, Progress) {
         let stage = match inner.is_end_stream() {
             true => Stage::Complete,
             false => Stage::Untouched,
@@ -101,6 +105,7 @@ impl RequestBody {
         let body = Self {
             inner,
             progress: progress.clone(),
+            counter,
             patience: held.then(|| Box::pin(sleep(CONTINUE_WITHIN))),
         };
         (body, progress)
@@ -144,6 +149,9 @@ impl HttpBody for RequestBody {
                 Poll::Pending
             }
             Poll::Ready(frame) => {
+                if let (Some(counter), Some(Ok(frame))) = (&self.counter, &frame) {
+                    counter.add_to_device(frame.data_ref().map_or(0, Bytes::len));
+                }
                 self.progress.moved(match &frame {
                     Some(Ok(_)) if self.inner.is_end_stream() => Stage::Complete,
                     Some(Ok(_)) => Stage::AwaitingDevice,
@@ -171,7 +179,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     fn body(hold: bool) -> (RequestBody, Progress) {
-        RequestBody::new(Body::from("x"), hold)
+        RequestBody::new(Body::from("x"), hold, None)
     }
 
     #[tokio::test(start_paused = true)]
@@ -199,10 +207,10 @@ mod tests {
         let (mut open, progress) = body(false);
         assert!(open.frame().await.is_some());
         assert_eq!(progress.stage().0, Stage::Complete);
-        let (_, progress) = RequestBody::new(Body::empty(), true);
+        let (_, progress) = RequestBody::new(Body::empty(), true, None);
         assert_eq!(progress.stage().0, Stage::Complete);
         let silent = futures_util::stream::pending::<Result<Bytes, axum::Error>>();
-        let (mut waiting, progress) = RequestBody::new(Body::from_stream(silent), false);
+        let (mut waiting, progress) = RequestBody::new(Body::from_stream(silent), false, None);
         assert!(waiting.frame().now_or_never().is_none());
         assert_eq!(progress.stage().0, Stage::AwaitingClient);
     }

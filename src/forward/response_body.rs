@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::meter::Counter;
 use super::pool::{OriginConnection, Pool, SessionKey};
 use super::request_body::{Progress, Stage};
 use crate::auth::live::LiveStream;
@@ -48,6 +50,8 @@ pub struct Keep {
     pub watch: Option<AbortOnDropHandle<()>>,
     /// The request's body, which must be complete before the connection can be used again.
     pub progress: Progress,
+    /// Counts what passes.
+    pub counter: Arc<Counter>,
 }
 
 /// What kind of body a response has.
@@ -186,7 +190,11 @@ impl HttpBody for ResponseBody {
                 if let Some(pause) = &mut self.pause {
                     pause.waiting_since = None;
                 }
-                if let (Some(events), Some(data)) = (&mut self.events, frame.data_ref()) {
+                if let (Some(keep), Some(data)) = (&self.keep, frame.data_ref()) {
+                    keep.counter.add_from_device(data.len());
+                }
+                let this = &mut *self;
+                if let (Some(events), Some(data)) = (&mut this.events, frame.data_ref()) {
                     events.follow(data);
                 }
                 if self.inner.is_end_stream() {

@@ -9,17 +9,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::meter::Counter;
 use crate::auth::live::LiveStream;
 use crate::types::random_bytes;
 
 /// Close code for a login, or a device's place in its tenant, that has ended.
-const NO_LONGER_VALID: u16 = 4401;
+pub const NO_LONGER_VALID: u16 = 4401;
 /// Close code for a process that stops (RFC 6455 registry, "Service Restart").
-const RESTARTING: u16 = 1012;
+pub const RESTARTING: u16 = 1012;
 /// Copy buffer per direction, in bytes.
 const BUFFER: usize = 32 * 1024;
 /// How long the end of a frame that is under way is waited for, and then the last words may take.
 const GRACE: Duration = Duration::from_millis(500);
+/// How long the news may take that a device's tunnel was cut on purpose.
+const NEWS_WITHIN: Duration = Duration::from_secs(1);
 /// How long one end may stay after the other has gone.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -116,7 +119,7 @@ impl Cut {
 pub async fn splice<C, D>(
     client: C,
     device: D,
-    live: &LiveStream,
+    (live, counter): (&LiveStream, &Counter),
     restarting: &CancellationToken,
 ) -> io::Result<()>
 where
@@ -126,8 +129,10 @@ where
     let (client_reads, client_writes) = tokio::io::split(client);
     let (device_reads, device_writes) = tokio::io::split(device);
     let (cut, gone) = (Cut::default(), CancellationToken::new());
-    let upwards = relay(client_reads, device_writes, true, &cut, &gone);
-    let downwards = relay(device_reads, client_writes, false, &cut, &gone);
+    let sent = |bytes| counter.add_to_device(bytes);
+    let received = |bytes| counter.add_from_device(bytes);
+    let upwards = relay(client_reads, device_writes, (true, &sent), &cut, &gone);
+    let downwards = relay(device_reads, client_writes, (false, &received), &cut, &gone);
     let both = async { tokio::try_join!(upwards, downwards).map(drop) };
     tokio::select! {
         result = both => result,
@@ -148,7 +153,7 @@ where
 async fn relay<R, W>(
     mut from: R,
     mut to: W,
-    masked: bool,
+    (masked, count): (bool, &(impl Fn(usize) + Sync)),
     cut: &Cut,
     gone: &CancellationToken,
 ) -> io::Result<()>
@@ -156,8 +161,21 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let mut frames = FrameFollower::default();
+    let copying = async {
+        let end = copy(&mut from, &mut to, (count, &mut frames), &cut.now).await;
+        // A tunnel that breaks may have been cut for a reason that this process hears of a little later.
+        let is_device = !masked;
+        match end {
+            Err(_) if is_device && frames.is_between_frames() => {
+                let told = timeout(NEWS_WITHIN, cut.now.cancelled()).await;
+                told.map_or(end, |()| Ok(End::Cut))
+            }
+            end => end,
+        }
+    };
     let end = tokio::select! {
-        end = copy(&mut from, &mut to, &cut.now) => end?,
+        end = copying => end?,
         // An end that stops within a frame is not waited for long.
         () = async {
             cut.now.cancelled().await;
@@ -175,17 +193,25 @@ where
         End::Cut => GRACE,
         End::Closed => LINGER,
     };
-    timeout(limit, last_words).await??;
+    let said = timeout(limit, last_words).await;
+    // A device that cannot be told any more must not keep the client from being told.
+    if !(masked && matches!(end, End::Cut)) {
+        said??;
+    }
     gone.cancel();
     Ok(())
 }
 
-async fn copy<R, W>(from: &mut R, to: &mut W, cut: &CancellationToken) -> io::Result<End>
+async fn copy<R, W>(
+    from: &mut R,
+    to: &mut W,
+    (count, frames): (&(impl Fn(usize) + Sync), &mut FrameFollower),
+    cut: &CancellationToken,
+) -> io::Result<End>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut frames = FrameFollower::default();
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = if frames.is_between_frames() {
@@ -200,6 +226,7 @@ where
         if read == 0 {
             return Ok(End::Closed);
         }
+        count(read);
         frames.follow(&buffer[..read]);
         to.write_all(&buffer[..read]).await?;
         to.flush().await?;
@@ -209,8 +236,8 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::live::LiveStreams;
-    use crate::types::{DeviceId, LoginId};
+    use crate::auth::live::{LiveStreams, Right};
+    use crate::types::LoginId;
     use proptest::prelude::*;
 
     fn frame(payload: usize, masked: bool) -> Vec<u8> {
@@ -252,8 +279,8 @@ mod tests {
     #[tokio::test]
     async fn lo_03_the_end_of_a_login_puts_a_close_frame_between_frames() {
         let streams = LiveStreams::default();
-        let (login, device) = (LoginId::random(), DeviceId::random());
-        let live = streams.open(&login, &device);
+        let login = Right::Login(LoginId::random());
+        let live = streams.open(vec![login.clone()], tokio::time::Instant::now());
         let (mut browser, client) = tokio::io::duplex(64);
         let (mut origin, device_end) = tokio::io::duplex(64);
         let running = CancellationToken::new();
@@ -262,7 +289,7 @@ mod tests {
             origin.write_all(&started[..5]).await.expect("half a frame");
             let mut got = vec![0; 5];
             browser.read_exact(&mut got).await.expect("it passes");
-            streams.end_login(&login);
+            streams.end(login);
             origin.write_all(&started[5..]).await.expect("the rest");
             let mut rest = Vec::new();
             browser.read_to_end(&mut rest).await.expect("a clean end");
@@ -272,7 +299,9 @@ mod tests {
             origin.read_to_end(&mut told).await.expect("a clean end");
             assert_eq!((told.len(), told[0], told[1]), (8, 0x88, 0x82));
         };
-        let (spliced, ()) = tokio::join!(splice(client, device_end, &live, &running), conversation);
+        let counter = Counter::default();
+        let splice = splice(client, device_end, (&live, &counter), &running);
+        let (spliced, ()) = tokio::join!(splice, conversation);
         spliced.expect("both ends were told");
     }
 }

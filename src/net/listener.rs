@@ -21,10 +21,8 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 /// Pause between two such questions.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
-/// How long a peer may take nothing of what waits for it before its connection is given up.
+/// How long a peer may take nothing of what waits for it, unless the listener is told otherwise.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
-/// How long a TLS handshake may take.
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +38,7 @@ pub struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
     tls: Option<TlsFiles>,
+    stuck_after: Duration,
 }
 
 impl Listener {
@@ -58,7 +57,21 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let socket = TcpListener::from_std(socket.into())?;
         let addr = socket.local_addr()?;
-        Ok(Self { socket, addr, tls })
+        Ok(Self {
+            socket,
+            addr,
+            tls,
+            stuck_after: STUCK_AFTER,
+        })
+    }
+
+    /// Gives a connection up when its peer takes nothing of what waits for it for so long.
+    #[must_use]
+    pub fn write_timeout(self, stuck_after: Duration) -> Self {
+        Self {
+            stuck_after,
+            ..self
+        }
     }
 
     /// The bound address.
@@ -74,7 +87,7 @@ impl Listener {
             .with_interval(KEEPALIVE_EVERY);
         let socket = SockRef::from(&stream);
         socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_tcp_user_timeout(Some(STUCK_AFTER))?;
+        socket.set_tcp_user_timeout(Some(self.stuck_after))?;
         Ok((
             stream,
             Peer {
@@ -93,12 +106,17 @@ impl Listener {
 pub struct Connection(Either<TcpStream, Box<TlsStream<TcpStream>>>);
 
 impl Connection {
-    pub(super) async fn establish(stream: TcpStream, tls: Option<TlsFiles>) -> io::Result<Self> {
+    /// Shakes hands where there is TLS, for at most `limit`.
+    pub(super) async fn establish(
+        stream: TcpStream,
+        tls: Option<TlsFiles>,
+        limit: Duration,
+    ) -> io::Result<Self> {
         let Some(tls) = tls else {
             return Ok(Self(Either::Left(stream)));
         };
         let handshake = tls.acceptor().accept(stream);
-        let stream = tokio::time::timeout(TLS_TIMEOUT, handshake).await??;
+        let stream = tokio::time::timeout(limit, handshake).await??;
         Ok(Self(Either::Right(Box::new(stream))))
     }
 

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 use tower::util::ServiceExt;
 
+use super::lingering::Lingering;
 use super::listener::{Connection, Listener, Peer};
 use super::tls::TlsFiles;
 
@@ -124,10 +125,11 @@ impl Conversation {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let peer = self.peer;
-        let connection = match Connection::establish(stream, self.tls).await {
-            Ok(connection) => connection,
-            Err(error) => return tracing::debug!(%error, "TLS handshake failed"),
-        };
+        let connection =
+            match Connection::establish(stream, self.tls, self.limits.header_read_timeout).await {
+                Ok(connection) => connection,
+                Err(error) => return tracing::debug!(%error, "TLS handshake failed"),
+            };
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             service.clone().oneshot(request)
@@ -140,7 +142,7 @@ impl Conversation {
             .max_headers(self.limits.headers)
             .auto_date_header(true);
         let connection = builder
-            .serve_connection(TokioIo::new(connection), service)
+            .serve_connection(TokioIo::new(Lingering::new(connection)), service)
             .with_upgrades();
         let mut connection = pin!(connection);
         let result = tokio::select! {

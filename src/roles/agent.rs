@@ -25,14 +25,15 @@ pub fn run(args: AgentArgs) -> Result<(), Failure> {
         let stop = CancellationToken::new();
         let agent = tokio::select! {
             agent = Agent::prepare(config, Clock::system()) => agent.map_err(failure)?,
-            () = asked_to_stop(&mut signals) => return Ok(()),
+            () = asked_to_stop(&mut signals, || {}) => return Ok(()),
         };
+        let reload = agent.reload();
         let running = agent.run(stop.clone());
         let stopping = async {
-            asked_to_stop(&mut signals).await;
+            asked_to_stop(&mut signals, reload).await;
             stop.cancel();
             // A second signal does not wait for a polite end.
-            asked_to_stop(&mut signals).await;
+            asked_to_stop(&mut signals, || {}).await;
         };
         tokio::select! {
             ended = running => Ok(ended?),
@@ -51,9 +52,10 @@ fn failure(error: AgentError) -> Failure {
     }
 }
 
-async fn asked_to_stop(signals: &mut Signals) {
-    // The agent has nothing that could be read again.
-    while signals.next().await == Asked::Reload {}
+async fn asked_to_stop(signals: &mut Signals, reload: impl Fn()) {
+    while signals.next().await == Asked::Reload {
+        reload();
+    }
 }
 
 /// `$XDG_STATE_HOME/edgecloud`, by default `~/.local/state/edgecloud` (XDG Base Directory).

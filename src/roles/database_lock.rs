@@ -13,6 +13,8 @@ use crate::config::Config;
 /// The lock; given back when dropped.
 pub struct DatabaseLock {
     _file: File,
+    /// Whether no other process can serve the database.
+    pub is_alone: bool,
 }
 
 impl DatabaseLock {
@@ -36,7 +38,10 @@ impl DatabaseLock {
             false => file.try_lock_shared(),
         };
         match locked {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self {
+                _file: file,
+                is_alone: alone,
+            }),
             Err(TryLockError::WouldBlock) => Err(anyhow!(
                 "another edgecloud process uses {}; several processes on one database reach each \
                  other's devices only if each process of role all has internal.listen set",

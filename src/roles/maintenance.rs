@@ -27,14 +27,11 @@ pub fn db(command: DbCommand) -> Result<(), Failure> {
     let config = load_config(&flags)?;
     let makes_it = matches!(command, DbCommand::Migrate(_));
     runtime()?.block_on(async {
-        if let StoreUrl::Sqlite(path) = &config.store
-            && !makes_it
-            && !path.exists()
-        {
-            bail!("there is no database {}", path.display());
-        }
         // Opening brings the schema up to date.
-        let store = open(&config).await?;
+        let store = match makes_it {
+            true => open(&config).await?,
+            false => open_existing(&config).await?,
+        };
         match command {
             DbCommand::Migrate(_) => {}
             DbCommand::Backup { file, .. } => {
@@ -52,6 +49,16 @@ pub fn db(command: DbCommand) -> Result<(), Failure> {
         Ok(())
     })?;
     Ok(())
+}
+
+/// Opens the database that there is.
+pub async fn open_existing(config: &Config) -> anyhow::Result<Store> {
+    if let StoreUrl::Sqlite(path) = &config.store
+        && !path.exists()
+    {
+        bail!("there is no database {}", path.display());
+    }
+    open(config).await
 }
 
 async fn open(config: &Config) -> anyhow::Result<Store> {

@@ -6,6 +6,8 @@ mod agent;
 #[cfg(feature = "api")]
 mod api;
 #[cfg(feature = "_server")]
+mod audit;
+#[cfg(feature = "_server")]
 mod database_lock;
 #[cfg(all(
     feature = "api",
@@ -25,6 +27,10 @@ mod proxy;
 mod ready_file;
 #[cfg(feature = "_server")]
 mod server;
+#[cfg(feature = "_server")]
+mod service_client;
+#[cfg(feature = "agent")]
+mod tcp;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,10 +57,16 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Demo(args) => demo::run(args),
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(args),
+        #[cfg(feature = "agent")]
+        Command::Tcp(args) => tcp::run(args),
         #[cfg(feature = "_server")]
         Command::Config { command } => maintenance::config(command),
         #[cfg(feature = "_server")]
         Command::Db { command } => maintenance::db(command),
+        #[cfg(feature = "_server")]
+        Command::Audit { command } => audit::run(command),
+        #[cfg(feature = "_server")]
+        Command::ServiceClient { command } => service_client::run(command),
         #[cfg(feature = "api")]
         Command::Openapi => print(crate::api::openapi::text()).map_err(Failure::from),
         #[cfg(feature = "_server")]

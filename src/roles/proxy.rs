@@ -86,6 +86,7 @@ impl ProxyListeners {
             max_message_bytes: config.tunnel.max_message_bytes,
             window_budget: config.tunnel.window_budget_bytes,
             drain_timeout: config.server.drain_timeout,
+            failed_tokens_per_minute: config.limits.failed_device_tokens_per_minute,
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),
         };
         let tunnels = Tunnels::new(

@@ -62,21 +62,16 @@ impl Process {
             StoreUrl::Sqlite(path) => Some(DatabaseLock::take(path, &config)?),
             StoreUrl::Postgres(_) => None,
         };
-        let dir = &config.data_dir;
-        let ring = |secrets: &[secrecy::SecretString], file: &str| match secrets {
-            [] => {
-                make_private_dir(dir)?;
-                KeyRing::load_or_create(&dir.join(file)).context("prepare a key")
-            }
-            secrets => KeyRing::from_secrets(secrets).context("prepare a key"),
-        };
+        if lock.as_ref().is_some_and(|lock| lock.is_alone) {
+            store.set_alone();
+        }
         let tls = config
             .tls
             .as_ref()
             .map(|tls| TlsFiles::load(&tls.cert, &tls.key));
         Ok(Self {
-            cookie_keys: ring(&config.login.cookie_key, "cookie.key")?,
-            internal_keys: ring(&config.internal.secret, "internal.key")?,
+            cookie_keys: ring(&config, &config.login.cookie_key, "cookie.key")?,
+            internal_keys: ring(&config, &config.internal.secret, "internal.key")?,
             tls: tls.transpose().context("read tls.cert and tls.key")?,
             lifecycle: Lifecycle::default(),
             clock: Clock::system(),
@@ -85,6 +80,19 @@ impl Process {
             _lock: lock,
         })
     }
+}
+
+/// The configured keys, else the one in a file of the data directory, which is made if need be.
+pub fn ring(
+    config: &Config,
+    secrets: &[secrecy::SecretString],
+    file: &str,
+) -> anyhow::Result<KeyRing> {
+    if !secrets.is_empty() {
+        return KeyRing::from_secrets(secrets).context("prepare a key");
+    }
+    make_private_dir(&config.data_dir)?;
+    KeyRing::load_or_create(&config.data_dir.join(file)).context("prepare a key")
 }
 
 fn make_private_dir(dir: &std::path::Path) -> anyhow::Result<()> {
@@ -320,6 +328,7 @@ impl Running {
         if let Some(app) = &self.app {
             app.0.forwarder.close_websockets();
             let _ = timeout(LAST_WORDS, app.0.forwarder.drain()).await;
+            let _ = timeout(LAST_WORDS, app.finish_records()).await;
         }
         #[cfg(feature = "proxy")]
         if let Some((node, sessions)) = &self.node {

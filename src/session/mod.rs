@@ -5,6 +5,8 @@
 //! owns the registry of this process, its entry in the directory and its lease. It knows nothing of
 //! logins or of the HTTP that crosses a stream.
 
+#[cfg(feature = "proxy")]
+mod claims;
 mod directory;
 pub mod internal;
 mod lease;

@@ -7,6 +7,10 @@ use super::{Store, StoreError, on_engine};
 pub enum ChangeKind {
     /// A login is over; the subject is its id.
     LoginEnded,
+    /// A person's role in a tenant changed or ended; the subject is the person, the detail the tenant.
+    MemberChanged,
+    /// A program's role changed or ended; the subject is its id.
+    ServiceClientEnded,
     /// A device was removed; the subject is its id.
     DeviceRevoked,
     /// A device has a newer session on another node; the detail is the newer epoch.
@@ -24,6 +28,8 @@ impl ChangeKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::LoginEnded => "login_ended",
+            Self::MemberChanged => "member_changed",
+            Self::ServiceClientEnded => "service_client_ended",
             Self::DeviceRevoked => "device_revoked",
             Self::SessionMoved => "session_moved",
             Self::DevicePaired => "device_paired",
@@ -36,6 +42,8 @@ impl ChangeKind {
     pub fn parse(text: &str) -> Self {
         [
             Self::LoginEnded,
+            Self::MemberChanged,
+            Self::ServiceClientEnded,
             Self::DeviceRevoked,
             Self::SessionMoved,
             Self::DevicePaired,

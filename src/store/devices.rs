@@ -100,9 +100,68 @@ impl Store {
         tenant: &TenantId,
         id: &DeviceId,
         name: &str,
+        now: Timestamp,
     ) -> Result<Option<Device>, StoreError> {
         let (tenant, id, name) = (tenant.clone(), id.clone(), name.to_owned());
-        on_engine!(self, write, devices::rename(&tenant, &id, &name))
+        on_engine!(self, write, devices::rename(&tenant, &id, &name, now))
+    }
+
+    /// Sets a tag of a device.
+    ///
+    /// # Errors
+    /// `Conflict` when the device has `max` other tags.
+    pub async fn set_device_tag(
+        &self,
+        tenant: &TenantId,
+        id: &DeviceId,
+        (key, value): (&str, &str),
+        max: usize,
+        now: Timestamp,
+    ) -> Result<Option<Device>, StoreError> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        let (key, value) = (key.to_owned(), value.to_owned());
+        on_engine!(
+            self,
+            write,
+            devices::set_tag(&tenant, &id, (&key, &value), max, now)
+        )
+    }
+
+    /// Removes a tag of a device; tells whether it was there.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn delete_device_tag(
+        &self,
+        tenant: &TenantId,
+        id: &DeviceId,
+        key: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let (tenant, id, key) = (tenant.clone(), id.clone(), key.to_owned());
+        on_engine!(self, write, devices::delete_tag(&tenant, &id, &key, now))
+    }
+
+    /// Gives a device a further token. The one that it uses stays valid until the device has
+    /// connected with the new one, or until `old_until`; a new one that was never used is replaced.
+    /// Tells until when the old one is valid; `None` when there is no such device.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn rotate_device_token(
+        &self,
+        tenant: &TenantId,
+        id: &DeviceId,
+        token_hash: [u8; 32],
+        old_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        on_engine!(
+            self,
+            write,
+            devices::rotate_token(&tenant, &id, &token_hash, old_until, now)
+        )
     }
 
     /// Removes a device, its tokens, its session and its tickets; tells whether it existed.

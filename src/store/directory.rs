@@ -25,6 +25,8 @@ pub struct NewSession {
     pub device: DeviceId,
     /// Its owner.
     pub tenant: TenantId,
+    /// SHA-256 of the token with which the device connected; older ones are void from now on.
+    pub token_hash: [u8; 32],
     /// The node that holds the tunnel.
     pub node: NodeId,
     /// Where the device connected from.

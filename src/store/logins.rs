@@ -1,8 +1,10 @@
 //! People, their memberships and their signed-in browsers.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use super::{Store, StoreError, on_engine};
+use super::{ProviderTokens, Store, StoreError, on_engine};
 use crate::types::{LoginId, Role, TenantId, Timestamp, UserId};
 
 /// Most live logins of one person; a further one ends the oldest.
@@ -40,11 +42,13 @@ pub struct LoginRecord {
     /// The tenant that requests without `Edgecloud-Tenant` are about.
     pub active_tenant: TenantId,
     /// All tenants of the person, at least one, in order of joining.
-    pub memberships: Vec<Membership>,
+    pub memberships: Arc<[Membership]>,
     /// When the login ends if it is not used.
     pub idle_expires_at: Timestamp,
     /// When the login ends in any case.
     pub expires_at: Timestamp,
+    /// When the provider is to be asked about the person again; `None` where it gave no refresh token.
+    pub refresh_at: Option<Timestamp>,
 }
 
 /// A login to be made from what the provider said.
@@ -64,6 +68,8 @@ pub struct NewLogin {
     pub name: Option<String>,
     /// The provider's name of its own session.
     pub sid: Option<String>,
+    /// The refresh token, if the provider gave one.
+    pub provider_tokens: Option<ProviderTokens>,
     /// Tenants and roles by a claim; `None` where tenants are kept here.
     pub tenants: Option<Vec<(String, Role)>>,
     /// What the browser calls itself.
@@ -98,8 +104,19 @@ impl Store {
     /// tenants, and makes the login.
     ///
     /// # Errors
-    /// `Conflict` when a claim rules the tenants and names none.
+    /// `Conflict` when a claim rules the tenants and names none; the places that it gave before are
+    /// gone then.
     pub async fn sign_in(&self, login: NewLogin, now: Timestamp) -> Result<UserId, StoreError> {
+        let user = self.write_sign_in(login, now).await?;
+        user.ok_or(StoreError::Conflict("no_tenant"))
+    }
+
+    /// `None` when nothing but the loss of claimed places was written.
+    async fn write_sign_in(
+        &self,
+        login: NewLogin,
+        now: Timestamp,
+    ) -> Result<Option<UserId>, StoreError> {
         on_engine!(self, write, logins::sign_in(&login, now))
     }
 
@@ -221,15 +238,16 @@ impl Store {
         on_engine!(self, write, logins::end_expired(now))
     }
 
-    /// Uses up the state of a sign-in; false when it was used before, here or elsewhere.
+    /// Uses up what may come once: the state of a sign-in, by its SHA-256; false when it came before,
+    /// here or elsewhere.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn use_state(
+    pub async fn use_once(
         &self,
-        state_hash: [u8; 32],
+        hash: [u8; 32],
         expires_at: Timestamp,
     ) -> Result<bool, StoreError> {
-        on_engine!(self, write, logins::use_state(&state_hash, expires_at))
+        on_engine!(self, write, logins::use_once(&hash, expires_at))
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Page, PageRequest, Store, StoreError, on_engine};
-use crate::types::{DeviceId, PairingCodeId, TenantId, Timestamp, UserId};
+use crate::types::{DeviceId, PairingCodeId, TenantId, Timestamp};
 
 /// What has become of a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -34,8 +34,8 @@ pub struct PairingCode {
     pub expires_at: Timestamp,
     /// When it was used.
     pub used_at: Option<Timestamp>,
-    /// Who made it.
-    pub created_by: UserId,
+    /// Who made it: a person or a service client.
+    pub created_by: String,
     /// The device that used it, unless that was removed since.
     pub device: Option<PairedDevice>,
 }
@@ -68,8 +68,8 @@ pub struct NewPairingCode {
     pub key_id: String,
     /// The name for the device.
     pub name: Option<String>,
-    /// Who makes it.
-    pub created_by: UserId,
+    /// Who makes it: a person or a service client.
+    pub created_by: String,
     /// Until when it may be used.
     pub expires_at: Timestamp,
 }

@@ -23,6 +23,12 @@ pub enum ControlMessage {
         /// From the proxy: the id of its node.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         node_id: Option<String>,
+        /// From the device, if it says so: which device it is. Never believed, its token tells.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device_id: Option<String>,
+        /// From the device, if it says so: whose it is. Never believed either.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tenant_id: Option<String>,
     },
     /// From the proxy: open a new tunnel after this time, then let this one drain.
     Move {
@@ -128,6 +134,8 @@ mod tests {
         let hello = ControlMessage::Hello {
             origin_host: Some("box:80".into()),
             node_id: None,
+            device_id: None,
+            tenant_id: None,
         };
         ControlStream::new(near).send(&hello).await.expect("send");
         assert_eq!(

@@ -6,7 +6,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { chromium } from 'playwright-core';
@@ -94,7 +94,7 @@ async function readCode(page) {
   return code;
 }
 
-function startAgent(code) {
+function startAgent(code, stateDir) {
   agent = spawn(
     agentBinary,
     ['agent', '--cloud', consoleUrl, '--pair', code, '--origin', new URL(originUrl).origin, '--state-dir', stateDir],
@@ -106,6 +106,37 @@ function startAgent(code) {
   agent.stdout.on('data', keep);
   agent.stderr.on('data', keep);
   agent.on('error', (error) => keep(`cannot start ${agentBinary}: ${error.message}\n`));
+}
+
+/** The dialog shows what has paired; the device is in already, whether or not anybody presses a button. */
+async function seePaired(page) {
+  const notice = page.getByTestId('paired-device');
+  await until('the dialog shows what paired', async () => {
+    check(agent.exitCode === null, `the agent ended with ${agent.exitCode}`);
+    return notice.isVisible();
+  });
+  const facts = Object.fromEntries(await notice.locator('dl').evaluate((list) => (
+    [...list.querySelectorAll('dt')].map((term) => [term.textContent, term.nextElementSibling.textContent])
+  )));
+  check(facts['Host name'] === hostname(), `the host name should be ${hostname()}: ${JSON.stringify(facts)}`);
+  check(/^linux\b/.test(facts.System), `the system should be named: ${JSON.stringify(facts)}`);
+  check(facts.Address === '127.0.0.1', `the address should be shown: ${JSON.stringify(facts)}`);
+  await until('the device is online without a confirmation', () => page.evaluate(async (id) => {
+    const answer = await fetch(`/api/devices/${id}`);
+    return answer.ok && (await answer.json()).status === 'online';
+  }, facts.Device));
+  check(await notice.isVisible(), 'the dialog should stay until somebody closes it');
+  return { notice, id: facts.Device };
+}
+
+async function removePaired(page) {
+  const { notice, id } = await seePaired(page);
+  await notice.getByRole('button', { name: 'No, remove it' }).click();
+  await notice.waitFor({ state: 'detached' });
+  const status = await page.evaluate(async (id) => (await fetch(`/api/devices/${id}`)).status, id);
+  check(status === 404, `the removed device should be gone, it answers ${status}`);
+  await until('no device is listed', async () => await page.getByTestId('device-row').count() === 0);
+  await stopAgent();
 }
 
 async function waitOnline(page) {
@@ -190,13 +221,15 @@ async function run() {
   context.on('page', watch);
   const page = await context.newPage();
   await step('sign in as alice', () => signIn(page));
-  const code = await step('make a pairing code', () => readCode(page));
+  const unwanted = await step('make a pairing code', () => readCode(page));
+  await step('see what paired, and remove it', async () => {
+    startAgent(unwanted, `${stateDir}-unwanted`);
+    await removePaired(page);
+  });
+  const code = await step('make another pairing code', () => readCode(page));
   await step('pair the agent', async () => {
-    startAgent(code);
-    await until('the dialog shows what paired', async () => {
-      check(agent.exitCode === null, `the agent ended with ${agent.exitCode}`);
-      return page.getByTestId('paired-device').isVisible();
-    });
+    startAgent(code, stateDir);
+    await seePaired(page);
   });
   await step('see the device online', () => waitOnline(page));
   const device = await step('open the device on its own host', () => openDevice(page));

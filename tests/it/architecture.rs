@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 
 /// The layers, lowest first. A module may use modules of lower layers only.
 const LAYERS: &[&[&str]] = &[
-    &["types"],
+    &["types", "fail_point"],
     &["config"],
     &["cli", "telemetry", "runtime"],
     &["net"],
     &["tunnel"],
+    &["tcp_relay"],
     &["keys", "device_token"],
     &["store"],
-    &["feed"],
+    &["feed", "audit_chain"],
     &["session"],
     &["auth"],
     &["forward"],
     &["console", "agent"],
+    &["client"],
     // The API hands out the console's files.
     &["api"],
     &["roles"],

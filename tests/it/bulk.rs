@@ -26,7 +26,8 @@ async fn fw_16_two_gigabytes_pass_each_way_in_flat_memory(cloud: TestCloud) {
     upload(&alice, &device.id, BYTES).await;
     let after = peaks(&cloud, &mut device);
     for (before, after) in before.iter().zip(&after) {
-        let grown = after - before;
+        // The kernel sums up counters of its processors: a peak may be read a little too high.
+        let grown = after.saturating_sub(*before);
         assert!(grown < MAX_GROWTH, "from {before} to {after} bytes");
     }
 }

@@ -368,24 +368,6 @@ async fn the_ready_file_names_what_the_role_has() {
 }
 
 #[tokio::test]
-async fn files_with_secrets_are_for_their_owner_only() {
-    use std::os::unix::fs::PermissionsExt;
-    let cloud = TestCloud::builder(Topology::Split).spawn().await;
-    let mut keys = 0;
-    for entry in std::fs::read_dir(cloud.data_dir()).expect("the data directory") {
-        let entry = entry.expect("an entry");
-        let mode = entry.metadata().expect("its mode").permissions().mode();
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.contains("key") || name.contains("secret") {
-            keys += 1;
-            assert_eq!(mode & 0o077, 0, "{name}: {mode:o}");
-        }
-    }
-    assert!(keys > 0, "keys are made in the data directory");
-}
-
-#[tokio::test]
 async fn the_agent_refuses_what_would_give_its_secret_away() {
     let home = home();
     let origin = ["--origin", "http://127.0.0.1:1"];

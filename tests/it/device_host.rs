@@ -20,7 +20,7 @@ on_both_topologies![
     fw_11_a_devices_headers_pass_but_for_what_would_reach_beyond_it,
     a_device_may_have_credentials_of_its_own,
     fw_09_the_clouds_cookies_do_not_reach_the_device,
-    a_host_that_is_no_devices_is_refused,
+    ch_10_a_host_that_is_not_served_is_refused,
     websockets_pass_on_the_devices_host,
 ];
 
@@ -327,7 +327,7 @@ async fn fw_09_the_clouds_cookies_do_not_reach_the_device(cloud: TestCloud) {
     }
 }
 
-async fn a_host_that_is_no_devices_is_refused(cloud: TestCloud) {
+async fn ch_10_a_host_that_is_not_served_is_refused(cloud: TestCloud) {
     let alice = Browser::sign_in(&cloud, "alice").await;
     let port = cloud.api_addr().port();
     for host in [

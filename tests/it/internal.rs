@@ -7,7 +7,8 @@ use http::Method;
 use secrecy::SecretString;
 
 use crate::support::{
-    Browser, Manner, RawDevice, Request, ServedDevice, TestCloud, Topology, eventually, text,
+    Anonymous, Browser, LOGIN_COOKIE, Manner, RawDevice, Request, ServedDevice, ServiceClient,
+    TestCloud, Topology, eventually, run, text,
 };
 
 const SECRET: &str = "an internal secret that only these tests use";
@@ -194,4 +195,69 @@ async fn in_03_the_proxy_checks_whose_device_it_is() {
     let close = scene.signed(Method::DELETE, &path, &bobs).send().await;
     close.expect(204);
     assert!(!scene.served.is_ended(), "not bob's to close");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tk_02_no_kind_of_credential_is_good_in_the_place_of_another() {
+    let scene = Scene::set().await;
+    let robot = ServiceClient::register(&scene.cloud, &scene.alice, "robot", "operator").await;
+    let path = scene.path();
+    let internal = scene.sign(SECRET, &Method::GET, &path, &scene.tenant);
+    let cookie = format!("{LOGIN_COOKIE}={}", scene.alice.login_cookie());
+    let bearer = |token: &str| format!("Bearer {token}");
+    let credentials = [
+        ("a login", "cookie", cookie),
+        ("a device", "authorization", bearer(&scene.device.token)),
+        ("a program", "authorization", bearer(&robot.token)),
+        ("a process", "authorization", internal),
+    ];
+    let people = Anonymous::of(&scene.cloud);
+    let forwarded = format!("/api/devices/{}/http/", scene.device.id);
+    for (kind, name, value) in &credentials {
+        let people_and_programs = matches!(*kind, "a login" | "a program");
+        for target in ["/api/devices", forwarded.as_str()] {
+            let answer = people.get(target).header(name, value).send().await;
+            let expected = if people_and_programs { 200 } else { 401 };
+            assert_eq!(answer.status, expected, "{kind} at {target}");
+        }
+        let handshake = scene.device.handshake().without("authorization");
+        let opened = handshake.header(name, value).websocket().await;
+        let status = opened.map_or_else(|answer| answer.status.as_u16(), |_| 101);
+        let expected = if *kind == "a device" { 101 } else { 401 };
+        assert_eq!(status, expected, "{kind} at the tunnel listener");
+        let request = scene.request(Method::GET, &path).header(name, value);
+        let answer = request.header("edgecloud-tenant", &scene.tenant).send();
+        // The device's second tunnel of above may just be taking the first one's place.
+        let opened = matches!(answer.await.status.as_u16(), 200 | 404);
+        assert_eq!(opened, *kind == "a process", "{kind} at the internal API");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_03_a_credential_is_for_one_node() {
+    let mut scene = Scene::set().await;
+    let path = scene.path();
+    let right = std::mem::replace(&mut scene.node, NodeId::random());
+    for method in [Method::GET, Method::DELETE] {
+        let request = scene.signed(method, &path, &scene.tenant);
+        request.send().await.expect(401);
+    }
+    assert!(!scene.served.is_ended());
+    scene.node = right;
+    let request = scene.signed(Method::GET, &path, &scene.tenant);
+    request.send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_01_an_address_that_others_reach_needs_a_configured_secret() {
+    let home = tempfile::TempDir::new().expect("make a directory");
+    let listen = ("EDGECLOUD__INTERNAL__LISTEN", "0.0.0.0:0");
+    let start = ["serve", "--dev", "--role", "proxy"];
+    for more in [None, Some(""), Some("short")] {
+        let mut env = vec![listen, ("EDGECLOUD__TUNNEL__LISTEN", "127.0.0.1:0")];
+        env.extend(more.map(|secret| ("EDGECLOUD__INTERNAL__SECRET", secret)));
+        let refused = run(home.path(), &start, &env).await.expect_code(2);
+        let told = refused.stderr;
+        assert!(told.contains("internal.secret"), "{told}");
+    }
 }

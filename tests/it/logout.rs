@@ -9,16 +9,57 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::sign_in::move_end;
+use crate::login_cookie::move_end;
+use crate::sign_in::parameter;
 use crate::support::{
-    Browser, Device, Origin, Streaming, TestCloud, Topology, WebSocket, on_both_topologies, text,
+    Browser, Device, LOGIN_COOKIE, Origin, Streaming, TestCloud, Topology, WebSocket, eventually,
+    on_both_topologies, text,
 };
 
 on_both_topologies![
+    lo_01_signing_out_ends_the_login_on_the_server,
+    lo_04_signing_out_leads_to_the_provider_without_a_token,
     lo_03_signing_out_ends_everything_that_is_open,
     lo_03_a_login_that_runs_out_ends_everything_that_is_open,
     lo_03_an_answer_that_nobody_reads_is_cut_too,
 ];
+
+async fn lo_01_signing_out_ends_the_login_on_the_server(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let elsewhere = Browser::sign_in(&cloud, "alice").await;
+    let stolen = alice.login_cookie();
+    alice.get("/api/auth/logout").send().await.expect(405);
+    assert!(alice.is_signed_in().await, "a link signs nobody out");
+
+    let answer = alice.sign_out().await;
+    let cleared = answer.all("set-cookie");
+    assert!(
+        cleared
+            .iter()
+            .any(|cookie| cookie.starts_with("edgecloud=") && cookie.contains("Max-Age=0")),
+        "{cleared:?}"
+    );
+    assert!(!alice.is_signed_in().await);
+    let thief = Browser::new(&cloud);
+    thief.plant_cookie(alice.host(), LOGIN_COOKIE, &stolen);
+    eventually("the stolen cookie is worthless", async || {
+        (!thief.is_signed_in().await).then_some(())
+    })
+    .await;
+    assert!(elsewhere.is_signed_in().await, "her other login lives on");
+}
+
+async fn lo_04_signing_out_leads_to_the_provider_without_a_token(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let answer = alice.sign_out().await.json();
+    let url = url::Url::parse(&text(&answer["end_session_url"])).expect("a URL");
+    assert_eq!(url.authority(), cloud.issuer_addr().to_string());
+    assert_eq!(parameter(&url, "client_id"), "edgecloud-dev");
+    let back = parameter(&url, "post_logout_redirect_uri");
+    assert!(back.starts_with(cloud.public_url()), "{back}");
+    assert!(!parameter(&url, "state").is_empty());
+    assert!(!url.as_str().contains("id_token_hint"), "{url}");
+}
 
 /// Two seconds are promised; the rest is slack for a busy machine.
 const SOON: Duration = Duration::from_secs(4);

@@ -1,15 +1,12 @@
 //! Signing in through the provider and out again, and everything that must not get in on the way.
 
-use std::sync::Arc;
-
 use http::Method;
-use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use serde_json::json;
 
+use crate::hostile_provider::assert_no_login;
 use crate::support::{
-    Anonymous, Browser, LOGIN_COOKIE, Part, RawOrigin, Request, TestCloud, TestCloudBuilder,
-    Topology, eventually, free_addr, on_both_topologies, text,
+    Anonymous, Browser, LOGIN_COOKIE, Part, Request, TestCloud, Topology, eventually, free_addr,
+    on_both_topologies, text,
 };
 
 on_both_topologies![
@@ -26,18 +23,7 @@ on_both_topologies![
     two_tabs_sign_in_side_by_side,
     a_login_that_began_before_a_restart_can_be_finished_after_it,
     a_login_on_another_name_of_the_host_is_sent_to_the_public_address,
-    cs_01_the_cookies_have_the_attributes_that_protect_them,
-    cs_03_every_sign_in_gets_a_new_login,
-    cs_04_a_cookie_that_nobody_issued_is_nobody,
-    cs_05_a_login_that_is_not_used_is_over,
-    cs_05_a_login_is_over_in_any_case_some_day,
-    cs_05_a_login_that_is_used_goes_on,
-    cs_09_a_doubled_login_cookie_is_nobody,
-    ch_01_to_03_requests_that_another_site_makes_a_browser_send_change_nothing,
-    ch_07_no_other_origin_may_read_answers,
     ol_26_there_is_no_other_way_in,
-    lo_01_signing_out_ends_the_login_on_the_server,
-    lo_04_signing_out_leads_to_the_provider_without_a_token,
     a_reload_of_a_page_without_a_login_leads_to_the_provider,
 ];
 
@@ -84,7 +70,8 @@ async fn ol_01_the_provider_is_asked_with_fresh_secrets_each_time(cloud: TestClo
     }
 }
 
-fn parameter(url: &url::Url, wanted: &str) -> String {
+/// A parameter of a URL.
+pub fn parameter(url: &url::Url, wanted: &str) -> String {
     let mut found = url.query_pairs().filter(|(name, _)| name == wanted);
     let (_, value) = found
         .next()
@@ -174,8 +161,18 @@ async fn ol_06_cookies_of_one_kind_are_not_taken_for_another(cloud: TestCloud) {
     mallory.plant_cookie(&host, &pending, &alice.login_cookie());
     mallory.open_callback(&callback).await.expect_refusal();
 
-    // One changed character anywhere breaks the seal; every eighth place is tried.
-    for place in (0..sealed.len()).step_by(8) {
+    mallory.begin_login("/").await;
+    let names = mallory.cookie_names();
+    let other = names
+        .iter()
+        .find(|name| **name != pending && name.contains("pending"));
+    let other = other.expect("another login is pending");
+    let others = mallory.cookie(&host, other).expect("just seen");
+    mallory.plant_cookie(&host, &pending, &others);
+    mallory.open_callback(&callback).await.expect_refusal();
+
+    // One changed character anywhere breaks the seal.
+    for place in 0..sealed.len() {
         mallory.plant_cookie(&host, &pending, &with_other_char(&sealed, place));
         mallory.open_callback(&callback).await.expect_refusal();
     }
@@ -183,7 +180,8 @@ async fn ol_06_cookies_of_one_kind_are_not_taken_for_another(cloud: TestCloud) {
     mallory.open_callback(&callback).await.expect(303);
 }
 
-fn with_other_char(text: &str, place: usize) -> String {
+/// A text with another character in one place.
+pub fn with_other_char(text: &str, place: usize) -> String {
     let mut bytes = text.as_bytes().to_vec();
     bytes[place] = if bytes[place] == b'A' { b'B' } else { b'A' };
     String::from_utf8(bytes).expect("still a text")
@@ -308,195 +306,6 @@ async fn a_login_on_another_name_of_the_host_is_sent_to_the_public_address(cloud
     assert!(answer.all("set-cookie").is_empty());
 }
 
-async fn cs_01_the_cookies_have_the_attributes_that_protect_them(cloud: TestCloud) {
-    let browser = Browser::new(&cloud);
-    let answer = browser
-        .navigate("/api/auth/login", "same-origin")
-        .send()
-        .await;
-    let pending = answer.all("set-cookie");
-    let [pending] = pending[..] else {
-        panic!("one cookie: {answer:?}");
-    };
-    assert!(pending.contains("edgecloud-pending-"), "{pending}");
-    for attribute in ["HttpOnly", "SameSite=Lax", "Path=/"] {
-        assert!(pending.contains(attribute), "{pending}");
-    }
-    let authorize = url::Url::parse(answer.header("location")).expect("a URL");
-    let callback = browser.choose(&authorize, "alice").await;
-    let answer = browser.open_callback(&callback).await.expect(303);
-    let cookies = answer.all("set-cookie");
-    let login = cookies
-        .iter()
-        .find(|cookie| cookie.starts_with(&format!("{LOGIN_COOKIE}=")))
-        .expect("the login's cookie");
-    for attribute in ["HttpOnly", "SameSite=Strict", "Path=/"] {
-        assert!(login.contains(attribute), "{login}");
-    }
-    for cookie in cookies {
-        assert!(!cookie.to_lowercase().contains("domain="), "{cookie}");
-    }
-    assert!(answer.header("cache-control").contains("no-store"));
-    assert_eq!(answer.header("referrer-policy"), "no-referrer", "OL-21");
-}
-
-async fn cs_03_every_sign_in_gets_a_new_login(cloud: TestCloud) {
-    let browser = Browser::sign_in(&cloud, "alice").await;
-    let (before, cookie) = (browser.me().await, browser.login_cookie());
-    browser.sign_in_again("alice").await;
-    let (after, new_cookie) = (browser.me().await, browser.login_cookie());
-    assert_eq!(before["user"]["id"], after["user"]["id"]);
-    assert_ne!(before["login"]["id"], after["login"]["id"]);
-    assert_ne!(cookie, new_cookie);
-
-    let old = Browser::new(&cloud);
-    old.plant_cookie(browser.host(), LOGIN_COOKIE, &cookie);
-    assert!(!old.is_signed_in().await, "the login before is over");
-}
-
-async fn cs_04_a_cookie_that_nobody_issued_is_nobody(cloud: TestCloud) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    let cookie = alice.login_cookie();
-    let mallory = Browser::new(&cloud);
-    for place in [0, cookie.len() / 2, cookie.len() - 1] {
-        let forged = with_other_char(&cookie, place);
-        mallory.plant_cookie(alice.host(), LOGIN_COOKIE, &forged);
-        // The last character may hold spare bits, but then the text is not the one we issued.
-        assert!(!mallory.is_signed_in().await, "changed at {place}");
-    }
-    for junk in ["", "x", "..", "a.b.c", &"A".repeat(4096)] {
-        mallory.plant_cookie(alice.host(), LOGIN_COOKIE, junk);
-        assert!(!mallory.is_signed_in().await, "{junk:?}");
-    }
-    assert!(alice.is_signed_in().await);
-}
-
-async fn cs_05_a_login_that_is_not_used_is_over(cloud: TestCloud) {
-    a_login_is_over_after(&cloud, "idle_expires_at").await;
-}
-
-async fn cs_05_a_login_is_over_in_any_case_some_day(cloud: TestCloud) {
-    a_login_is_over_after(&cloud, "expires_at").await;
-}
-
-async fn a_login_is_over_after(cloud: &TestCloud, end: &str) {
-    let alice = Browser::sign_in(cloud, "alice").await;
-    let elsewhere = Browser::sign_in(cloud, "alice").await;
-    let login = text(&alice.me().await["login"]["id"]);
-    let a_minute_ago = Timestamp::now() - SignedDuration::from_secs(60);
-    move_end(cloud, &login, end, a_minute_ago);
-    for _ in 0..2 {
-        assert!(!alice.is_signed_in().await, "no request brings it back");
-    }
-    assert!(elsewhere.is_signed_in().await, "her other login lives on");
-    alice.sign_in_again("alice").await;
-    assert!(alice.is_signed_in().await);
-}
-
-async fn cs_05_a_login_that_is_used_goes_on(cloud: TestCloud) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    let login = text(&alice.me().await["login"]["id"]);
-    let in_a_minute = Timestamp::now() + SignedDuration::from_secs(60);
-    move_end(&cloud, &login, "idle_expires_at", in_a_minute);
-    let absolute = end_of(&cloud, &login, "expires_at");
-    assert!(alice.is_signed_in().await);
-    let idle = end_of(&cloud, &login, "idle_expires_at");
-    assert!(idle > in_a_minute.as_millisecond(), "its use is noted");
-    assert_eq!(end_of(&cloud, &login, "expires_at"), absolute);
-}
-
-/// Logins live for minutes at least, which is too long for a test: an end is moved in the database.
-pub fn move_end(cloud: &TestCloud, login: &str, end: &str, to: Timestamp) {
-    let sql = format!("UPDATE logins SET {end} = ?1 WHERE id = ?2");
-    let changed = cloud
-        .database()
-        .execute(&sql, (to.as_millisecond(), login))
-        .expect("move the login's end");
-    assert_eq!(changed, 1);
-}
-
-fn end_of(cloud: &TestCloud, login: &str, end: &str) -> i64 {
-    let sql = format!("SELECT {end} FROM logins WHERE id = ?1");
-    let found = cloud.database().query_row(&sql, [login], |row| row.get(0));
-    found.expect("the login is there")
-}
-
-async fn cs_09_a_doubled_login_cookie_is_nobody(cloud: TestCloud) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    let cookie = format!("{LOGIN_COOKIE}={}", alice.login_cookie());
-    let me = |cookies: String| {
-        let request = Anonymous::of(&cloud).get("/api/auth/me");
-        request.header("cookie", &cookies).send()
-    };
-    me(cookie.clone()).await.expect(200);
-    me(format!("theme=dark; {cookie}")).await.expect(200);
-    me(format!("{cookie}; {cookie}")).await.expect(401);
-    me(format!("{LOGIN_COOKIE}=tossed; {cookie}"))
-        .await
-        .expect(401);
-}
-
-async fn ch_01_to_03_requests_that_another_site_makes_a_browser_send_change_nothing(
-    cloud: TestCloud,
-) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    let origin = alice.origin();
-    let https = origin.replace("http:", "https:");
-    let attempt = |headers: &[(&str, &str)]| {
-        let bare = alice.request_on(alice.host(), Method::POST, "/api/pairing/codes");
-        headers
-            .iter()
-            .fold(bare.json(&json!({})), |request, (name, value)| {
-                request.header(name, value)
-            })
-            .send()
-    };
-    let forged: &[&[(&str, &str)]] = &[
-        &[],
-        &[("sec-fetch-site", "cross-site")],
-        &[("sec-fetch-site", "same-site")],
-        &[("sec-fetch-site", "same-site"), ("edgecloud-csrf", "1")],
-        &[("sec-fetch-site", "cross-site"), ("origin", &origin)],
-        &[("origin", "null")],
-        &[("origin", "https://evil.example")],
-        &[("origin", "http://localhost:1")],
-        &[("origin", &https)],
-        &[("origin", &format!("{origin}.evil.example"))],
-    ];
-    for headers in forged {
-        let answer = attempt(headers).await;
-        assert_eq!(answer.status, 403, "{headers:?}: {}", answer.text());
-    }
-    let codes = alice.get("/api/pairing/codes").send().await.expect(200);
-    assert_eq!(codes.items(), Vec::<Value>::new(), "nothing has happened");
-
-    for honest in [
-        &[("sec-fetch-site", "same-origin")][..],
-        &[("sec-fetch-site", "none")],
-        &[("origin", &origin)],
-        &[("edgecloud-csrf", "1")],
-    ] {
-        let answer = attempt(honest).await;
-        assert_eq!(answer.status, 201, "{honest:?}: {}", answer.text());
-    }
-}
-
-async fn ch_07_no_other_origin_may_read_answers(cloud: TestCloud) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    for origin in ["https://evil.example", "null"] {
-        for method in [Method::GET, Method::OPTIONS] {
-            let answer = alice
-                .request(method, "/api/auth/me")
-                .header("sec-fetch-site", "cross-site")
-                .header("origin", origin)
-                .header("access-control-request-method", "GET")
-                .send()
-                .await;
-            assert_eq!(answer.header("access-control-allow-origin"), "");
-        }
-    }
-}
-
 async fn ol_26_there_is_no_other_way_in(cloud: TestCloud) {
     let alice = Browser::sign_in(&cloud, "alice").await;
     let cookie = format!("{LOGIN_COOKIE}={}", alice.login_cookie());
@@ -530,43 +339,6 @@ async fn ol_26_there_is_no_other_way_in(cloud: TestCloud) {
         let request = Anonymous::of(&cloud).get("/api/auth/me");
         request.header(header, "alice").send().await.expect(401);
     }
-}
-
-async fn lo_01_signing_out_ends_the_login_on_the_server(cloud: TestCloud) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    let elsewhere = Browser::sign_in(&cloud, "alice").await;
-    let stolen = alice.login_cookie();
-    alice.get("/api/auth/logout").send().await.expect(405);
-    assert!(alice.is_signed_in().await, "a link signs nobody out");
-
-    let answer = alice.sign_out().await;
-    let cleared = answer.all("set-cookie");
-    assert!(
-        cleared
-            .iter()
-            .any(|cookie| cookie.starts_with("edgecloud=") && cookie.contains("Max-Age=0")),
-        "{cleared:?}"
-    );
-    assert!(!alice.is_signed_in().await);
-    let thief = Browser::new(&cloud);
-    thief.plant_cookie(alice.host(), LOGIN_COOKIE, &stolen);
-    eventually("the stolen cookie is worthless", async || {
-        (!thief.is_signed_in().await).then_some(())
-    })
-    .await;
-    assert!(elsewhere.is_signed_in().await, "her other login lives on");
-}
-
-async fn lo_04_signing_out_leads_to_the_provider_without_a_token(cloud: TestCloud) {
-    let alice = Browser::sign_in(&cloud, "alice").await;
-    let answer = alice.sign_out().await.json();
-    let url = url::Url::parse(&text(&answer["end_session_url"])).expect("a URL");
-    assert_eq!(url.authority(), cloud.issuer_addr().to_string());
-    assert_eq!(parameter(&url, "client_id"), "edgecloud-dev");
-    let back = parameter(&url, "post_logout_redirect_uri");
-    assert!(back.starts_with(cloud.public_url()), "{back}");
-    assert!(!parameter(&url, "state").is_empty());
-    assert!(!url.as_str().contains("id_token_hint"), "{url}");
 }
 
 async fn a_reload_of_a_page_without_a_login_leads_to_the_provider(cloud: TestCloud) {
@@ -605,106 +377,5 @@ async fn ol_25_a_provider_that_is_down_stops_new_logins_only_until_it_is_back() 
         Browser::sign_in(&cloud, "alice").await;
         let ready = Anonymous::of(&cloud).get("/readyz").send().await;
         assert_eq!(ready.expect(200).json()["degraded"], json!([]));
-    }
-}
-
-/// A provider that says about itself what `describe` makes of its address.
-async fn provider(describe: impl Fn(&mut Value) + Send + Sync + 'static) -> RawOrigin {
-    let describe = Arc::new(describe);
-    RawOrigin::spawn(move |mut stream, head| {
-        let describe = Arc::clone(&describe);
-        async move {
-        let host = head
-            .lines()
-            .find_map(|line| line.to_lowercase().strip_prefix("host: ").map(str::to_owned))
-            .expect("a host");
-        let issuer = format!("http://{host}");
-        let mut metadata = json!({
-            "issuer": issuer,
-            "authorization_endpoint": format!("{issuer}/authorize"),
-            "token_endpoint": format!("{issuer}/token"),
-            "jwks_uri": format!("{issuer}/jwks"),
-            "response_types_supported": ["code"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
-            "code_challenge_methods_supported": ["S256"],
-        });
-        describe(&mut metadata);
-        let body = match head.starts_with("GET /jwks ") {
-            true => json!({"keys": []}).to_string(),
-            false => metadata.to_string(),
-        };
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        let _ = stream.write_all(answer.as_bytes()).await;
-        }
-    })
-    .await
-}
-
-fn cloud_with(provider: &RawOrigin) -> TestCloudBuilder {
-    let issuer = format!("http://{}", provider.addr());
-    TestCloud::builder(Topology::All)
-        .setting("EDGECLOUD__OIDC__ISSUER", issuer)
-        .setting("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud")
-}
-
-#[tokio::test]
-async fn ol_17_a_provider_that_is_as_it_should_be_is_believed() {
-    let honest = provider(|_| {}).await;
-    let cloud = cloud_with(&honest).spawn().await;
-    let authorize = Browser::new(&cloud).begin_login("/").await;
-    assert_eq!(authorize.authority(), honest.addr().to_string());
-}
-
-#[tokio::test]
-async fn ol_17_a_provider_that_names_itself_otherwise_is_not_believed() {
-    let liar = provider(|metadata| metadata["issuer"] = json!("https://other.example")).await;
-    let cloud = cloud_with(&liar)
-        .setting("EDGECLOUD__OIDC__CLIENT_SECRET", "a canary of a secret")
-        .spawn()
-        .await;
-    assert_no_login(&cloud).await;
-    assert!(liar.requests() > 0, "the provider was asked");
-}
-
-#[tokio::test]
-async fn ol_17_a_provider_without_s256_is_refused_to_a_public_client() {
-    for methods in [json!(["plain"]), json!([])] {
-        let old = provider(move |metadata| {
-            metadata["code_challenge_methods_supported"] = methods.clone();
-        })
-        .await;
-        let cloud = cloud_with(&old).spawn().await;
-        assert_no_login(&cloud).await;
-        assert!(old.requests() > 0, "the provider was asked");
-    }
-}
-
-async fn assert_no_login(cloud: &TestCloud) {
-    let nobody = Browser::new(cloud);
-    let answer = nobody
-        .navigate("/api/auth/login", "none")
-        .send()
-        .await
-        .expect(503);
-    assert!(answer.header("content-type").starts_with("text/html"));
-    let page = answer.text();
-    assert!(page.contains("href=\"/\""), "there is a way back: {page}");
-    for hidden in ["canary", "other.example", "127.0.0.1"] {
-        assert!(!page.contains(hidden), "{page}");
-    }
-    assert_eq!(nobody.cookie_names(), Vec::<String>::new());
-    let ready = Anonymous::of(cloud).get("/readyz").send().await;
-    assert_eq!(ready.expect(200).json()["degraded"], json!(["oidc"]));
-    Anonymous::of(cloud)
-        .get("/api/auth/me")
-        .send()
-        .await
-        .expect(401);
-    for process in cloud.processes() {
-        assert!(!process.output().contains("canary"), "not in the log");
     }
 }

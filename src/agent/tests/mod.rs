@@ -128,6 +128,8 @@ impl Proxy {
         let hello = ControlMessage::Hello {
             origin_host: None,
             node_id: Some(NodeId::random().to_string()),
+            device_id: None,
+            tenant_id: None,
         };
         control.send(&hello).await.expect("send");
         match within(control.receive()).await.expect("receive") {
@@ -185,7 +187,8 @@ struct Device {
     status: watch::Receiver<AgentStatus>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), AgentError>>,
-    _state: tempfile::TempDir,
+    reload: Box<dyn Fn() + Send>,
+    state: tempfile::TempDir,
 }
 
 impl Device {
@@ -213,12 +216,24 @@ impl Device {
             .await
             .expect("a paired device");
         let (status, stop) = (agent.status(), CancellationToken::new());
+        let reload = Box::new(agent.reload());
         Self {
             status,
             task: tokio::task::spawn(agent.run(stop.clone())),
             stop,
-            _state: temp,
+            reload,
+            state: temp,
         }
+    }
+
+    /// Puts another token into the state file and tells the agent to look.
+    fn take_token(&self, token: &str) {
+        let file = StateDir::new(self.state.path().into()).file();
+        let text = std::fs::read_to_string(&file).expect("the state file");
+        let mut state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        state["token"] = token.into();
+        std::fs::write(&file, state.to_string()).expect("write");
+        (self.reload)();
     }
 
     async fn becomes(&mut self, wanted: AgentStatus) {

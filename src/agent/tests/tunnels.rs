@@ -139,6 +139,33 @@ async fn a_move_opens_the_new_tunnel_while_the_old_one_finishes() {
 }
 
 #[tokio::test]
+async fn a_new_token_is_taken_while_the_old_tunnel_finishes() {
+    let cloud = Cloud::start().await;
+    let mut device = Device::start(&cloud, nobody().await, &[]).await;
+    let (old, _old_control, _) = cloud.session().await;
+    device.becomes(AgentStatus::Connected).await;
+    device.take_token("edt_rotated");
+    let (new, _new_control, _) = cloud.session().await;
+    assert_eq!(new.head["authorization"], "Bearer edt_rotated");
+    assert!(
+        !old.tunnel.is_ended(),
+        "the old one serves until it is told"
+    );
+    device.becomes(AgentStatus::Connected).await;
+}
+
+#[tokio::test]
+async fn a_parked_device_comes_back_with_a_new_token_at_once() {
+    let cloud = Cloud::start().await;
+    let mut device = Device::start(&cloud, nobody().await, &[]).await;
+    cloud.answer("HTTP/1.1 401 Unauthorized\r\n\r\n").await;
+    device.becomes(AgentStatus::Parked).await;
+    device.take_token("edt_rotated");
+    let (new, _control, _) = cloud.session().await;
+    assert_eq!(new.head["authorization"], "Bearer edt_rotated");
+}
+
+#[tokio::test]
 async fn a_revoked_device_is_parked() {
     let cloud = Cloud::start().await;
     let mut device = Device::start(&cloud, nobody().await, &[]).await;

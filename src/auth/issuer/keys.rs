@@ -53,9 +53,9 @@ impl SigningKey {
         })
     }
 
-    /// A signed JSON Web Token (RFC 7519) with these claims.
-    pub fn sign(&self, claims: &Value) -> String {
-        let header = json!({ "alg": "ES256", "typ": "JWT", "kid": self.id });
+    /// A signed JSON Web Token (RFC 7519) of a kind, with these claims.
+    pub fn sign(&self, typ: &str, claims: &Value) -> String {
+        let header = json!({ "alg": "ES256", "typ": typ, "kid": self.id });
         let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let signed = format!("{}.{}", encode(&header), encode(claims));
         let signature = self

@@ -1,7 +1,7 @@
 //! The development issuer: a real OpenID provider on loopback, with two people and no passwords.
 //!
-//! Metadata, authorization with PKCE, tokens signed with ES256, keys, userinfo, end of session. It
-//! is used like any other provider and remembers nothing about browsers: every sign-in asks anew.
+//! Metadata, authorization with PKCE, tokens signed with ES256, keys, userinfo, end of session, and
+//! access tokens for programs (client credentials). It is used like any other provider and remembers nothing about browsers: every sign-in asks anew.
 
 mod keys;
 mod pages;
@@ -34,6 +34,12 @@ use pages::{error_page, sign_in_page, signed_out_page};
 
 /// Our client at this provider: public, PKCE only.
 pub const CLIENT_ID: &str = "edgecloud-dev";
+/// What the client ids of programs begin with; there is one for each further text.
+pub const PROGRAM_PREFIX: &str = "edgecloud-dev-";
+/// The secret of every program: who reaches this provider may be anybody anyway.
+pub const PROGRAM_SECRET: &str = "edgecloud-dev-secret";
+/// What access tokens of programs are meant for.
+pub const API_AUDIENCE: &str = "edgecloud-dev-api";
 /// The people who can sign in.
 pub const USERS: [&str; 2] = ["alice", "bob"];
 /// How long a code is good.
@@ -173,10 +179,10 @@ async fn metadata(State(issuer): State<Arc<Issuer>>) -> Response {
         "end_session_endpoint": at("/end-session"),
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
-        "grant_types_supported": ["authorization_code"],
+        "grant_types_supported": ["authorization_code", "client_credentials"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],
-        "token_endpoint_auth_methods_supported": ["none"],
+        "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
         "code_challenge_methods_supported": ["S256"],
         "scopes_supported": ["openid", "profile", "email"],
         "claims_supported": ["sub", "name", "email", "email_verified"],

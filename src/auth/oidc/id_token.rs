@@ -1,8 +1,6 @@
 //! Verifies an ID token in full (OpenID Connect Core 1.0 §3.1.3.7), and what the library leaves open:
 //! `azp`, `nbf`, `iat` in the future, times that are not numbers, leeway.
 
-use std::time::Duration;
-
 use data_encoding::BASE64URL_NOPAD;
 use openidconnect::core::{
     CoreIdToken, CoreIdTokenVerifier, CoreJsonWebKeySet, CoreJwsSigningAlgorithm,
@@ -13,12 +11,9 @@ use openidconnect::{
 };
 use serde_json::{Map, Value};
 
+use super::jwt::{LEEWAY, MAX_BYTES, check_times};
 use crate::types::{Role, Timestamp};
 
-/// How far the provider's clock may be off.
-const LEEWAY: Duration = Duration::from_secs(60);
-/// Longest ID token, in bytes.
-const MAX_BYTES: usize = 64 * 1024;
 /// Most tenants that a claim may name.
 const MAX_TENANTS: usize = 100;
 
@@ -37,7 +32,8 @@ pub enum IdTokenError {
 pub struct Expected<'a> {
     pub issuer: &'a str,
     pub client_id: &'a str,
-    pub nonce: &'a str,
+    /// What the sign-in began with; `None` at a refresh, where a token needs none (§12.2).
+    pub nonce: Option<&'a str>,
     pub allowed_algs: &'a [String],
     pub access_token: &'a AccessToken,
     pub now: Timestamp,
@@ -64,13 +60,15 @@ pub fn verify(
         return refused("it is not a JWT");
     };
     // Before anything else of the token is used.
-    if claims.get("nonce").and_then(Value::as_str) != Some(expected.nonce) {
+    if let Some(nonce) = expected.nonce
+        && claims.get("nonce").and_then(Value::as_str) != Some(nonce)
+    {
         return refused("nonce");
     }
     let verifier = verifier(keys, expected)?;
-    let nonce = Nonce::new(expected.nonce.to_owned());
+    let nonce_is_checked = |_: Option<&Nonce>| Ok(());
     let verified = token
-        .claims(&verifier, &nonce)
+        .claims(&verifier, nonce_is_checked)
         .map_err(|error| match error {
             ClaimsVerificationError::SignatureVerification(
                 SignatureVerificationError::NoMatchingKey,
@@ -126,25 +124,7 @@ fn verifier<'a>(
 
 fn check_claims(claims: &Map<String, Value>, expected: &Expected<'_>) -> Result<(), IdTokenError> {
     let refused = |what| Err(IdTokenError::Refused(what));
-    let now = expected.now.as_secs() as f64;
-    let leeway = LEEWAY.as_secs_f64();
-    for (name, required) in [("exp", true), ("iat", true), ("nbf", false)] {
-        let time = match claims.get(name) {
-            None if !required => continue,
-            None => return refused(name),
-            Some(value) => value.as_f64().filter(|time| time.is_finite()),
-        };
-        let Some(time) = time else {
-            return refused(name);
-        };
-        let good = match name {
-            "exp" => time > now - leeway,
-            _ => time <= now + leeway,
-        };
-        if !good {
-            return refused(name);
-        }
-    }
+    check_times(claims, expected.now).map_err(IdTokenError::Refused)?;
     let audience = match claims.get("aud") {
         Some(Value::String(one)) => one == expected.client_id,
         Some(Value::Array(all)) => all.len() == 1 && all[0].as_str() == Some(expected.client_id),
@@ -216,7 +196,7 @@ mod tests {
         let expected = Expected {
             issuer: "https://id.example",
             client_id: "c",
-            nonce: "n",
+            nonce: Some("n"),
             allowed_algs: &[],
             access_token: &access_token,
             now: Timestamp::from_millis(1_000_000_000),

@@ -1,6 +1,7 @@
 //! The provider's metadata and keys, fetched when needed and kept for a while.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, header};
@@ -15,6 +16,8 @@ use super::{HttpClient, OidcError};
 
 /// How long metadata and keys are good.
 const FRESH_FOR: Duration = Duration::from_secs(3600);
+/// How long keys are used to verify while the provider does not answer.
+const STALE_FOR: Duration = Duration::from_secs(24 * 3600);
 /// How long to leave a provider alone that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// How often an unknown key may make us fetch the keys again.
@@ -85,9 +88,26 @@ pub struct Provider {
 
 #[derive(Default)]
 struct State {
+    /// With the time since when its keys are known.
     provider: Option<(Arc<Provider>, Instant)>,
-    failed: Option<(String, bool, Instant)>,
+    failed: Option<(Failure, Instant)>,
     keys_refetched: Option<Instant>,
+}
+
+/// Why the provider could not be used when it was last asked.
+#[derive(Clone)]
+struct Failure {
+    message: String,
+    unusable: bool,
+}
+
+impl From<Failure> for OidcError {
+    fn from(failure: Failure) -> Self {
+        match failure.unusable {
+            true => Self::Unusable(failure.message),
+            false => Self::Unavailable(failure.message),
+        }
+    }
 }
 
 /// Fetches the provider at most once at a time.
@@ -95,7 +115,7 @@ pub struct ProviderCache {
     issuer: String,
     public_client: bool,
     state: Mutex<State>,
-    degraded: std::sync::atomic::AtomicBool,
+    degraded: AtomicBool,
 }
 
 impl ProviderCache {
@@ -104,49 +124,80 @@ impl ProviderCache {
             issuer,
             public_client,
             state: Mutex::default(),
-            degraded: std::sync::atomic::AtomicBool::new(false),
+            degraded: AtomicBool::new(false),
         }
     }
 
     pub fn is_degraded(&self) -> bool {
-        self.degraded.load(std::sync::atomic::Ordering::Relaxed)
+        self.degraded.load(Ordering::Relaxed)
     }
 
-    /// The provider, at most [`FRESH_FOR`] old.
+    /// The provider, if it could be used when it was last asked, at most [`FRESH_FOR`] ago.
     pub async fn get(&self, http: &HttpClient) -> Result<Arc<Provider>, OidcError> {
         let mut state = self.state.lock().await;
-        if let Some((provider, at)) = &state.provider
-            && at.elapsed() < FRESH_FOR
-        {
-            return Ok(Arc::clone(provider));
-        }
-        if let Some((message, unusable, at)) = &state.failed
+        if let Some((failure, at)) = &state.failed
             && at.elapsed() < RETRY_AFTER
         {
-            let message = message.clone();
-            return Err(match unusable {
-                true => OidcError::Unusable(message),
-                false => OidcError::Unavailable(message),
-            });
+            return Err(failure.clone().into());
         }
-        let fetched = self.fetch(http).await;
-        self.degraded
-            .store(fetched.is_err(), std::sync::atomic::Ordering::Relaxed);
+        match &state.provider {
+            Some((provider, at)) if state.failed.is_none() && at.elapsed() < FRESH_FOR => {
+                Ok(Arc::clone(provider))
+            }
+            _ => self.ask(&mut state, http, None).await,
+        }
+    }
+
+    /// The provider as it was last seen, also when it does not answer at the moment: good for
+    /// [`STALE_FOR`], to verify what it has signed.
+    pub async fn last_seen(&self, http: &HttpClient) -> Result<Arc<Provider>, OidcError> {
+        let asked = self.get(http).await;
+        let error = match asked {
+            Ok(provider) => return Ok(provider),
+            Err(error) => error,
+        };
+        match &self.state.lock().await.provider {
+            Some((provider, at)) if at.elapsed() < STALE_FOR => Ok(Arc::clone(provider)),
+            _ => Err(error),
+        }
+    }
+
+    /// Asks whether the provider can be used now, whatever is known; fresh keys are kept.
+    pub async fn probe(&self, http: &HttpClient) -> Result<(), OidcError> {
+        let mut state = self.state.lock().await;
+        let fresh = state.provider.as_ref();
+        let fresh = fresh.filter(|(_, at)| at.elapsed() < FRESH_FOR);
+        let kept = fresh.map(|(provider, at)| (provider.keys.clone(), *at));
+        self.ask(&mut state, http, kept).await.map(drop)
+    }
+
+    async fn ask(
+        &self,
+        state: &mut State,
+        http: &HttpClient,
+        kept: Option<(CoreJsonWebKeySet, Instant)>,
+    ) -> Result<Arc<Provider>, OidcError> {
+        let fetched = self.fetch(http, kept).await;
+        self.degraded.store(fetched.is_err(), Ordering::Relaxed);
         match fetched {
-            Ok(provider) => {
+            Ok((provider, keys_at)) => {
                 let provider = Arc::new(provider);
-                state.provider = Some((Arc::clone(&provider), Instant::now()));
+                state.provider = Some((Arc::clone(&provider), keys_at));
                 state.failed = None;
                 Ok(provider)
             }
             Err(error) => {
-                let (message, unusable) = match &error {
-                    OidcError::Unusable(message) => (message.clone(), true),
+                let failure = match &error {
+                    OidcError::Unusable(message) => (message, true),
                     OidcError::Unavailable(message) | OidcError::Refused(message) => {
-                        (message.clone(), false)
+                        (message, false)
                     }
                 };
-                state.failed = Some((message, unusable, Instant::now()));
+                let failure = Failure {
+                    message: failure.0.clone(),
+                    unusable: failure.1,
+                };
+                state.failed = Some((failure, Instant::now()));
                 Err(error)
             }
         }
@@ -154,7 +205,7 @@ impl ProviderCache {
 
     /// The provider with its keys as they are now; within the cool-down as they were.
     pub async fn refetch_keys(&self, http: &HttpClient) -> Result<Arc<Provider>, OidcError> {
-        let provider = self.get(http).await?;
+        let provider = self.last_seen(http).await?;
         let mut state = self.state.lock().await;
         if state
             .keys_refetched
@@ -175,14 +226,22 @@ impl ProviderCache {
         Ok(provider)
     }
 
-    async fn fetch(&self, http: &HttpClient) -> Result<Provider, OidcError> {
+    /// The provider, and how old its keys are.
+    async fn fetch(
+        &self,
+        http: &HttpClient,
+        kept: Option<(CoreJsonWebKeySet, Instant)>,
+    ) -> Result<(Provider, Instant), OidcError> {
         let base = self.issuer.trim_end_matches('/');
         let url = Url::parse(&format!("{base}/.well-known/openid-configuration"))
             .map_err(|_| OidcError::Unusable("oidc.issuer is not a URL".to_owned()))?;
         let metadata: Metadata = get_json(http, &url).await?;
         metadata.check(&self.issuer, self.public_client)?;
-        let keys = get_json(http, &metadata.jwks_uri).await?;
-        Ok(Provider { metadata, keys })
+        let (keys, at) = match kept {
+            Some(kept) => kept,
+            None => (get_json(http, &metadata.jwks_uri).await?, Instant::now()),
+        };
+        Ok((Provider { metadata, keys }, at))
     }
 }
 

@@ -3,31 +3,41 @@
 //! The provider's metadata and keys are fetched when they are first needed and cached. A provider
 //! that is away stops no process: sign-ins fail until it is back.
 
+mod access_token;
 mod callback;
 mod id_token;
+mod jwt;
+mod logout;
 mod metadata;
+mod renewal;
+mod service_token;
 #[cfg(all(test, feature = "dev-issuer"))]
 #[expect(
     clippy::disallowed_methods,
     reason = "tests end with their runtime, which owns their tasks"
 )]
 mod tests;
+mod tokens;
 
 use std::sync::Arc;
 
 use data_encoding::BASE64URL_NOPAD;
 use http::{Request, header};
-use openidconnect::core::{CoreClient, CoreTokenResponse};
-use openidconnect::{
-    AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret, IssuerUrl, OAuth2TokenResponse,
-    PkceCodeVerifier, RedirectUrl, RequestTokenError, TokenResponse, TokenUrl,
-};
-use secrecy::{ExposeSecret, SecretString};
+use openidconnect::core::CoreTokenResponse;
+use openidconnect::{OAuth2TokenResponse, TokenResponse};
+use secrecy::SecretString;
+use serde_json::{Map, Value};
 use url::Url;
 
+pub use access_token::VerifiedAccessToken;
 pub use callback::{CallbackError, CallbackParams};
-use id_token::{Expected, IdTokenError, VerifiedIdToken};
+use id_token::{IdTokenError, VerifiedIdToken};
+use jwt::JwtError;
+pub use logout::{LogoutError, VerifiedLogoutToken};
 use metadata::{Provider, ProviderCache};
+pub use renewal::{Grant, Renewed};
+pub use service_token::{ServiceCredentials, ServiceToken};
+use tokens::Asker;
 
 use super::http::{HttpClient, HttpError};
 use super::pending::PendingLogin;
@@ -51,6 +61,8 @@ pub struct OidcSettings {
     pub allowed_algs: Vec<String>,
     /// The claim that names a person's tenants.
     pub tenant_claim: Option<String>,
+    /// What access tokens of service clients must be meant for; without it none is accepted.
+    pub api_audience: Option<String>,
 }
 
 /// Why a sign-in failed. Tells what the provider did, never what was secret about it.
@@ -88,6 +100,8 @@ pub struct SignedIn {
     pub sid: Option<String>,
     /// Tenants and roles by the configured claim.
     pub tenants: Option<Vec<(String, Role)>>,
+    /// The refresh token, if the provider gave one.
+    pub grant: Option<Grant>,
 }
 
 /// The relying party. Cheap to clone.
@@ -119,9 +133,9 @@ impl OidcClient {
         self.0.provider.is_degraded()
     }
 
-    /// Asks the provider for its metadata if they are missing or old.
-    pub async fn refresh_if_due(&self) {
-        if let Err(error) = self.0.provider.get(&self.0.http).await {
+    /// Asks whether the provider can be used now.
+    pub async fn probe(&self) {
+        if let Err(error) = self.0.provider.probe(&self.0.http).await {
             tracing::warn!(%error, "people cannot sign in");
         }
     }
@@ -182,15 +196,51 @@ impl OidcClient {
             None => OidcError::Refused("the provider sent no code".to_owned()),
         })?;
         let tokens = self
-            .exchange(&provider, redirect_uri, code, &pending.verifier)
+            .asker()
+            .exchange_code(
+                &provider,
+                &self.0.http,
+                redirect_uri,
+                (code, &pending.verifier),
+            )
             .await?;
-        let id_token = tokens
-            .id_token()
-            .ok_or_else(|| OidcError::Refused("the provider sent no ID token".to_owned()))?;
-        let expected = Expected {
+        if tokens.id_token().is_none() {
+            let message = "the provider sent no ID token";
+            return Err(OidcError::Refused(message.to_owned()));
+        }
+        let verified = self
+            .verify_id_token(&provider, &tokens, Some(&pending.nonce))
+            .await?;
+        let grant = Grant::of(&tokens, verified.as_ref(), self.0.clock.now());
+        let mut signed_in = self.describe(&provider, verified, &tokens, None).await?;
+        signed_in.grant = grant;
+        Ok(signed_in)
+    }
+
+    /// Our client at the token endpoint.
+    fn asker(&self) -> Asker<'_> {
+        let settings = &self.0.settings;
+        Asker {
+            issuer: &settings.issuer,
+            client_id: &settings.client_id,
+            client_secret: settings.client_secret.as_ref(),
+        }
+    }
+
+    /// The verified ID token of an answer, `None` when there is none in it.
+    async fn verify_id_token(
+        &self,
+        provider: &Provider,
+        tokens: &CoreTokenResponse,
+        nonce: Option<&str>,
+    ) -> Result<Option<VerifiedIdToken>, OidcError> {
+        let Some(id_token) = tokens.id_token() else {
+            return Ok(None);
+        };
+        let expected = id_token::Expected {
             issuer: &self.0.settings.issuer,
             client_id: &self.0.settings.client_id,
-            nonce: &pending.nonce,
+            nonce,
             allowed_algs: &self.0.settings.allowed_algs,
             access_token: tokens.access_token(),
             now: self.0.clock.now(),
@@ -202,9 +252,34 @@ impl OidcClient {
             }
             verified => verified,
         };
-        let verified = verified.map_err(|error| OidcError::Refused(error.to_string()))?;
-        self.describe(&provider, verified, tokens.access_token().secret())
-            .await
+        verified
+            .map(Some)
+            .map_err(|error| OidcError::Refused(error.to_string()))
+    }
+
+    /// The claims of a signed token that is no ID token, by the provider's keys; asks for new keys once
+    /// when it names one that is not known.
+    async fn verify_jwt(
+        &self,
+        token: &str,
+        typ: &'static str,
+        audience: &str,
+    ) -> Result<Result<Map<String, Value>, JwtError>, OidcError> {
+        let expected = jwt::Expected {
+            typ,
+            issuer: &self.0.settings.issuer,
+            audience,
+            allowed_algs: &self.0.settings.allowed_algs,
+            now: self.0.clock.now(),
+        };
+        let provider = self.0.provider.last_seen(&self.0.http).await?;
+        match jwt::verify(token, &provider.keys, &expected) {
+            Err(JwtError::UnknownKey) => {
+                let provider = self.0.provider.refetch_keys(&self.0.http).await?;
+                Ok(jwt::verify(token, &provider.keys, &expected))
+            }
+            verified => Ok(verified),
+        }
     }
 
     /// RFC 9207: the answer must name the provider that was asked, if it names any or always does.
@@ -223,63 +298,30 @@ impl OidcClient {
         }
     }
 
-    async fn exchange(
-        &self,
-        provider: &Provider,
-        redirect_uri: &str,
-        code: &str,
-        verifier: &str,
-    ) -> Result<CoreTokenResponse, OidcError> {
-        let settings = &self.0.settings;
-        let unusable = |_| OidcError::Unusable("its metadata have no proper URLs".to_owned());
-        let metadata = &provider.metadata;
-        let auth_type = match metadata.accepts_basic() {
-            true => AuthType::BasicAuth,
-            false => AuthType::RequestBody,
-        };
-        let mut client = CoreClient::new(
-            ClientId::new(settings.client_id.clone()),
-            IssuerUrl::new(settings.issuer.clone()).map_err(unusable)?,
-            provider.keys.clone(),
-        )
-        .set_auth_uri(AuthUrl::from_url(metadata.authorization_endpoint.clone()))
-        .set_token_uri(TokenUrl::from_url(metadata.token_endpoint.clone()))
-        .set_redirect_uri(RedirectUrl::new(redirect_uri.to_owned()).map_err(unusable)?)
-        .set_auth_type(auth_type);
-        if let Some(secret) = &settings.client_secret {
-            client = client.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned()));
-        }
-        // Owned, since a borrow in here would make the future of a handler not provably Send.
-        let http = self.0.http.clone();
-        let http = move |request| {
-            let http = http.clone();
-            async move { http.call(request).await }
-        };
-        client
-            .exchange_code(AuthorizationCode::new(code.to_owned()))
-            .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()))
-            .request_async(&http)
-            .await
-            .map_err(|error| match error {
-                // The description is the provider's free text; the code alone is safe to repeat.
-                RequestTokenError::ServerResponse(answer) => {
-                    OidcError::Refused(format!("the token endpoint answered {}", answer.error()))
-                }
-                RequestTokenError::Request(error) => OidcError::Unavailable(error.to_string()),
-                _ => OidcError::Refused("the token endpoint's answer is not valid".to_owned()),
-            })
-    }
-
+    /// Who a person is, by the ID token and userinfo; without an ID token by `subject`.
     async fn describe(
         &self,
         provider: &Provider,
-        verified: VerifiedIdToken,
-        access_token: &str,
+        verified: Option<VerifiedIdToken>,
+        tokens: &CoreTokenResponse,
+        subject: Option<&str>,
     ) -> Result<SignedIn, OidcError> {
-        let mut claims = verified.claims;
+        let (said, mut claims) = match verified {
+            Some(verified) => (Some(verified.subject), verified.claims),
+            None => (None, Map::new()),
+        };
+        let subject = match (said, subject) {
+            (Some(said), Some(subject)) if said != subject => {
+                let message = "the ID token speaks of somebody else (sub)";
+                return Err(OidcError::Refused(message.to_owned()));
+            }
+            (Some(said), _) => said,
+            (None, subject) => subject.unwrap_or_default().to_owned(),
+        };
         if let Some(endpoint) = &provider.metadata.userinfo_endpoint {
+            let access_token = tokens.access_token().secret();
             let info = self.userinfo(endpoint, access_token).await?;
-            if info.get("sub").and_then(|sub| sub.as_str()) != Some(&verified.subject) {
+            if info.get("sub").and_then(Value::as_str) != Some(&subject) {
                 let message = "userinfo speaks of somebody else (sub)";
                 return Err(OidcError::Refused(message.to_owned()));
             }
@@ -296,11 +338,12 @@ impl OidcClient {
         let claim = self.0.settings.tenant_claim.as_deref();
         Ok(SignedIn {
             issuer: self.0.settings.issuer.clone(),
-            subject: verified.subject,
+            subject,
             email: text("email").filter(|email| email.matches('@').count() == 1),
             name: text("name").or_else(|| text("preferred_username")),
             sid: text("sid"),
             tenants: claim.map(|claim| id_token::claimed_tenants(claims.get(claim))),
+            grant: None,
         })
     }
 
@@ -308,7 +351,7 @@ impl OidcClient {
         &self,
         endpoint: &Url,
         access_token: &str,
-    ) -> Result<serde_json::Map<String, serde_json::Value>, OidcError> {
+    ) -> Result<Map<String, Value>, OidcError> {
         let request = Request::get(endpoint.as_str())
             .header(header::AUTHORIZATION, format!("Bearer {access_token}"))
             .header(header::ACCEPT, "application/json")
@@ -326,7 +369,7 @@ impl OidcClient {
     /// Where to send a browser that signs out, if the provider wants to know (RP-Initiated Logout
     /// 1.0); without `id_token_hint`, since no token goes to a browser.
     pub async fn end_session_url(&self, return_to: &str) -> Option<Url> {
-        let provider = self.0.provider.get(&self.0.http).await.ok()?;
+        let provider = self.0.provider.last_seen(&self.0.http).await.ok()?;
         let mut url = provider.metadata.end_session_endpoint.clone()?;
         url.query_pairs_mut()
             .append_pair("client_id", &self.0.settings.client_id)

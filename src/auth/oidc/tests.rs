@@ -25,6 +25,7 @@ fn settings(issuer: &str) -> OidcSettings {
         authorize_params: vec![("ui_locales".into(), "de".into())],
         allowed_algs: vec!["ES256".into(), "RS256".into()],
         tenant_claim: None,
+        api_audience: None,
     }
 }
 

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::time::{Duration, timeout};
@@ -15,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::credential::{Covered, Verifier};
 use super::{EPOCH_HEADER, PREFIX, TENANT_HEADER, UPGRADE};
-use crate::net::Connection;
+use crate::net::upgraded_connection;
 use crate::session::node::Node;
 use crate::session::{Handle, LeaseState, LocalHandle, SessionError, SessionStream};
 use crate::types::{DeviceId, TenantId};
@@ -180,11 +179,9 @@ async fn splice(request: Request<Incoming>, mut stream: SessionStream) {
     let Ok(Ok(upgraded)) = timeout(UPGRADE_DEADLINE, hyper::upgrade::on(request)).await else {
         return;
     };
-    let Ok(parts) = upgraded.downcast::<TokioIo<Connection>>() else {
+    let Some((mut connection, ahead)) = upgraded_connection(upgraded) else {
         return;
     };
-    let mut connection = parts.io.into_inner();
-    let ahead = parts.read_buf;
     let copied = async {
         tokio::io::AsyncWriteExt::write_all(&mut stream, &ahead).await?;
         copy_bidirectional_with_sizes(&mut connection, &mut stream, SPLICE_BUFFER, SPLICE_BUFFER)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::json;
 
-use super::{NOW_MS, changes, optional_time, parsed, time};
+use super::{NOW_MS, changes, devices, events, optional_time, parsed, time};
 use crate::store::{BegunSession, ChangeKind, Echo, NewNode, NewSession, SessionRow, StoreError};
 use crate::types::{DeviceId, NodeId, TenantId, Timestamp};
 
@@ -112,6 +112,14 @@ pub fn renew_node(
 pub fn remove_node(connection: &Connection, node: &NodeId) -> Result<(), StoreError> {
     connection.execute(
         &format!(
+            "INSERT INTO events (tenant_id, device_id, kind, detail, at)
+             SELECT tenant_id, device_id, 'device.disconnected', '{{\"reason\":\"node_stopped\"}}', {NOW_MS}
+             FROM sessions WHERE node_id = ?1"
+        ),
+        [node.as_str()],
+    )?;
+    connection.execute(
+        &format!(
             "UPDATE devices SET disconnect_reason = 'node_stopped', last_seen = {NOW_MS}
              WHERE id IN (SELECT device_id FROM sessions WHERE node_id = ?1)"
         ),
@@ -191,6 +199,10 @@ pub fn begin_session(
             session.agent_version,
             session.origin_host
         ])?;
+    devices::token_used(connection, &session.device, &session.token_hash)?;
+    let detail = json!({ "node_id": session.node, "remote_addr": session.remote_addr });
+    let place = (session.tenant.as_str(), device);
+    events::append(connection, place, "device.connected", Some(&detail), now)?;
     Ok(Some(BegunSession { epoch }))
 }
 
@@ -212,6 +224,16 @@ pub fn end_session(
                  WHERE id = ?1",
             )?
             .execute(params![device.as_str(), reason, last_seen.as_millis()])?;
+        let tenant: String = connection
+            .prepare_cached("SELECT tenant_id FROM devices WHERE id = ?1")?
+            .query_row([device.as_str()], |row| row.get(0))?;
+        let (place, detail) = (
+            (tenant.as_str(), device.as_str()),
+            json!({ "reason": reason }),
+        );
+        let now = connection.query_row(&format!("SELECT {NOW_MS}"), [], |row| row.get(0))?;
+        let now = Timestamp::from_millis(now);
+        events::append(connection, place, "device.disconnected", Some(&detail), now)?;
     }
     Ok(ended == 1)
 }

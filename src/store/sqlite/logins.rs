@@ -1,26 +1,45 @@
 //! Users, tenants, members and logins.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use super::{changes, parsed, time};
+use super::claims::{self, Claim};
+use super::{audit, changes, members, parsed, time};
 use crate::store::logins::MAX_LOGINS_PER_USER;
-use crate::store::{ChangeKind, LoginEntry, LoginRecord, Membership, NewLogin, StoreError, User};
+use crate::store::{
+    AuditActor, AuditEntry, ChangeKind, LoginEntry, LoginRecord, Membership, NewLogin, StoreError,
+    User,
+};
 use crate::types::{LoginId, Role, TenantId, Timestamp, UserId};
 
 /// Logins that are ended at once.
 const BATCH: i64 = 1_000;
 
-/// Signs somebody in.
+/// Signs somebody in; `None` when the claim has taken the person's last place.
 pub fn sign_in(
     connection: &Connection,
     login: &NewLogin,
     now: Timestamp,
-) -> Result<UserId, StoreError> {
+) -> Result<Option<UserId>, StoreError> {
     let user = upsert_user(connection, login, now)?;
-    match &login.tenants {
-        Some(tenants) => sync_claimed_tenants(connection, &user, &login.issuer, tenants, now)?,
-        None => ensure_personal_tenant(connection, &user, login, now)?,
-    }
+    let from = login.remote_addr.as_deref();
+    let remote_addr = from.and_then(|addr| addr.parse().ok());
+    let has_taken = match &login.tenants {
+        Some(tenants) => {
+            let claim = Claim {
+                user: &user,
+                issuer: &login.issuer,
+                tenants,
+                remote_addr,
+            };
+            claims::follow(connection, &claim, now)?
+        }
+        None => {
+            ensure_personal_tenant(connection, &user, login, now)?;
+            false
+        }
+    };
     let active: Option<String> = connection
         .query_row(
             "SELECT m.tenant_id FROM members m JOIN users u ON u.id = m.user_id
@@ -32,12 +51,17 @@ pub fn sign_in(
         )
         .optional()?;
     let Some(active) = active else {
-        return Err(StoreError::Conflict("no_tenant"));
+        // What was taken stays taken; somebody who had nothing leaves nothing behind.
+        return match has_taken {
+            true => Ok(None),
+            false => Err(StoreError::Conflict("no_tenant")),
+        };
     };
+    let (sealed, refresh_at) = login.provider_columns();
     connection.execute(
         "INSERT INTO logins (id, secret_hash, user_id, active_tenant, sid, created_at,
-             idle_expires_at, expires_at, user_agent, remote_addr)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             idle_expires_at, expires_at, user_agent, remote_addr, provider_tokens, refresh_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         params![
             login.id.as_str(),
             &login.secret_hash[..],
@@ -48,11 +72,26 @@ pub fn sign_in(
             login.idle_expires_at.as_millis(),
             login.expires_at.as_millis(),
             login.user_agent,
-            login.remote_addr
+            login.remote_addr,
+            sealed,
+            refresh_at
         ],
     )?;
+    audit::append(
+        connection,
+        &AuditEntry {
+            target: Some(login.id.to_string()),
+            remote_addr,
+            ..AuditEntry::new(
+                now,
+                active.parse().ok(),
+                AuditActor::User(user.clone()),
+                "login.signed_in",
+            )
+        },
+    )?;
     end_surplus_logins(connection, &user, now)?;
-    Ok(user)
+    Ok(Some(user))
 }
 
 fn upsert_user(
@@ -104,51 +143,7 @@ fn ensure_personal_tenant(
             now.as_millis()
         ],
     )?;
-    add_member(connection, &tenant, user, Role::Owner, "personal")
-}
-
-fn add_member(
-    connection: &Connection,
-    tenant: &TenantId,
-    user: &UserId,
-    role: Role,
-    source: &str,
-) -> Result<(), StoreError> {
-    connection.execute(
-        "INSERT INTO members (tenant_id, user_id, role, source) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (user_id, tenant_id) DO UPDATE SET role = excluded.role, source = excluded.source",
-        params![tenant.as_str(), user.as_str(), role.as_str(), source],
-    )?;
-    Ok(())
-}
-
-/// Makes a person's memberships exactly those that the claim names.
-fn sync_claimed_tenants(
-    connection: &Connection,
-    user: &UserId,
-    issuer: &str,
-    tenants: &[(String, Role)],
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    connection.execute(
-        "DELETE FROM members WHERE user_id = ?1 AND source = 'claim'",
-        [user.as_str()],
-    )?;
-    for (name, role) in tenants {
-        let tenant: TenantId = connection.query_row(
-            "INSERT INTO tenants (id, name, external_key, created_at) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (external_key) DO UPDATE SET name = name RETURNING id",
-            params![
-                TenantId::random().as_str(),
-                name,
-                format!("{issuer}\n{name}"),
-                now.as_millis()
-            ],
-            |row| parsed(row, "id"),
-        )?;
-        add_member(connection, &tenant, user, *role, "claim")?;
-    }
-    Ok(())
+    members::add(connection, &tenant, user, Role::Owner, "personal")
 }
 
 fn end_surplus_logins(
@@ -194,7 +189,7 @@ fn find(
     now: Timestamp,
 ) -> Result<Option<LoginRecord>, StoreError> {
     let sql = format!(
-        "SELECT l.id, l.user_id, l.active_tenant, l.idle_expires_at, l.expires_at, u.email,
+        "SELECT l.id, l.user_id, l.active_tenant, l.idle_expires_at, l.expires_at, l.refresh_at, u.email,
              u.name AS user_name, t.id AS tenant_id, t.name AS tenant_name, m.role
          FROM logins l JOIN users u ON u.id = l.user_id JOIN members m ON m.user_id = u.id
          JOIN tenants t ON t.id = m.tenant_id
@@ -203,23 +198,21 @@ fn find(
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params![value, now.as_millis()])?;
-    let mut record: Option<LoginRecord> = None;
+    let (mut record, mut memberships) = (None, Vec::new());
     while let Some(row) = rows.next()? {
-        let membership = membership(row)?;
-        match &mut record {
-            Some(record) => record.memberships.push(membership),
-            None => record = Some(login_record(row, membership)?),
+        memberships.push(membership(row)?);
+        if record.is_none() {
+            record = Some(login_record(row)?);
         }
     }
-    if let Some(record) = &mut record
-        && !record
-            .memberships
-            .iter()
-            .any(|of| of.id == record.active_tenant)
-    {
-        record.active_tenant = record.memberships[0].id.clone();
+    let Some(mut record) = record else {
+        return Ok(None);
+    };
+    if !memberships.iter().any(|of| of.id == record.active_tenant) {
+        record.active_tenant = memberships[0].id.clone();
     }
-    Ok(record)
+    record.memberships = memberships.into();
+    Ok(Some(record))
 }
 
 fn membership(row: &Row<'_>) -> rusqlite::Result<Membership> {
@@ -230,7 +223,7 @@ fn membership(row: &Row<'_>) -> rusqlite::Result<Membership> {
     })
 }
 
-fn login_record(row: &Row<'_>, membership: Membership) -> rusqlite::Result<LoginRecord> {
+fn login_record(row: &Row<'_>) -> rusqlite::Result<LoginRecord> {
     Ok(LoginRecord {
         id: parsed(row, "id")?,
         user: User {
@@ -239,9 +232,12 @@ fn login_record(row: &Row<'_>, membership: Membership) -> rusqlite::Result<Login
             name: row.get("user_name")?,
         },
         active_tenant: parsed(row, "active_tenant")?,
-        memberships: vec![membership],
+        memberships: Arc::default(),
         idle_expires_at: time(row, "idle_expires_at")?,
         expires_at: time(row, "expires_at")?,
+        refresh_at: row
+            .get::<_, Option<i64>>("refresh_at")?
+            .map(Timestamp::from_millis),
     })
 }
 
@@ -369,16 +365,16 @@ pub fn end_expired(connection: &Connection, now: Timestamp) -> Result<(), StoreE
     Ok(())
 }
 
-/// Uses a state up.
-pub fn use_state(
+/// Uses something up that may come once.
+pub fn use_once(
     connection: &Connection,
-    state_hash: &[u8; 32],
+    hash: &[u8; 32],
     expires_at: Timestamp,
 ) -> Result<bool, StoreError> {
     let inserted = connection
         .prepare_cached(
             "INSERT INTO used_states (state_hash, expires_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
         )?
-        .execute(params![&state_hash[..], expires_at.as_millis()])?;
+        .execute(params![&hash[..], expires_at.as_millis()])?;
     Ok(inserted == 1)
 }

@@ -7,6 +7,8 @@ use crate::store::StoreError;
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_initial.sql"),
     include_str!("migrations/0002_logins_shown.sql"),
+    include_str!("migrations/0003_tenancy.sql"),
+    include_str!("migrations/0004_provider_tokens.sql"),
 ];
 
 /// Brings the schema up to date, under the database's write lock.

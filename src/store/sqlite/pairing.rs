@@ -2,10 +2,11 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{changes, optional_time, parsed, time};
+use super::{audit, changes, events, optional_time, parsed, time};
+use crate::fail_point;
 use crate::store::{
-    ChangeKind, CodeStatus, Exchange, NewPairingCode, Page, PageRequest, Paired, PairedDevice,
-    PairingCode, StoreError,
+    AuditActor, AuditEntry, ChangeKind, CodeStatus, Exchange, NewPairingCode, Page, PageRequest,
+    Paired, PairedDevice, PairingCode, StoreError,
 };
 use crate::types::{PairingCodeId, TenantId, Timestamp};
 
@@ -41,7 +42,7 @@ fn pairing_code(row: &Row<'_>, now: Timestamp) -> rusqlite::Result<PairingCode> 
         created_at: time(row, "created_at")?,
         expires_at,
         used_at,
-        created_by: parsed(row, "created_by")?,
+        created_by: row.get("created_by")?,
         device,
     })
 }
@@ -74,7 +75,7 @@ pub fn create(
             &code.mac[..],
             code.key_id,
             code.name,
-            code.created_by.as_str(),
+            code.created_by,
             now.as_millis(),
             code.expires_at.as_millis()
         ])?;
@@ -89,7 +90,7 @@ pub fn list(
     page: &PageRequest,
     now: Timestamp,
 ) -> Result<Page<PairingCode>, StoreError> {
-    let (after_time, after_id) = page.after()?;
+    let (after_time, after_id) = page.after(tenant)?;
     let sql = format!(
         "{SELECT} WHERE c.tenant_id = ?1 AND (c.created_at, c.id) > (?2, ?3)
          ORDER BY c.created_at, c.id LIMIT ?4"
@@ -101,7 +102,7 @@ pub fn list(
         |row| pairing_code(row, now),
     )?;
     let items = rows.collect::<Result<_, _>>()?;
-    Ok(page.page(items, |last: &PairingCode| {
+    Ok(page.page(tenant, items, |last: &PairingCode| {
         (last.created_at.as_millis(), last.id.to_string())
     }))
 }
@@ -146,7 +147,7 @@ pub fn exchange(
         let found: Option<(String, String, Option<String>)> = connection
             .prepare_cached(
                 "SELECT c.id, c.tenant_id, c.name FROM pairing_codes c
-                 JOIN members m ON m.tenant_id = c.tenant_id AND m.user_id = c.created_by
+                 JOIN makers m ON m.tenant_id = c.tenant_id AND m.id = c.created_by
                  WHERE c.mac = ?1 AND c.used_at IS NULL AND c.revoked_at IS NULL
                  AND c.expires_at > ?2 AND m.role IN ('admin', 'owner')",
             )?
@@ -155,6 +156,7 @@ pub fn exchange(
             })
             .optional()?;
         if let Some((code, tenant, code_name)) = found {
+            fail_point::reach("exchange.found");
             return make_device(connection, exchange, (&code, &tenant, code_name), now).map(Some);
         }
     }
@@ -189,6 +191,7 @@ fn make_device(
             now.as_millis()
         ],
     )?;
+    fail_point::reach("exchange.after_device");
     connection.execute(
         "INSERT INTO device_tokens (hash, device_id, created_at) VALUES (?1, ?2, ?3)",
         params![
@@ -197,6 +200,7 @@ fn make_device(
             now.as_millis()
         ],
     )?;
+    fail_point::reach("exchange.after_token");
     let marked = connection.execute(
         "UPDATE pairing_codes SET used_at = ?2, device_id = ?3 WHERE id = ?1 AND used_at IS NULL",
         params![code, now.as_millis(), device.id.as_str()],
@@ -206,6 +210,7 @@ fn make_device(
             "the pairing code could not be marked used".to_owned(),
         ));
     }
+    fail_point::reach("exchange.after_mark");
     changes::append(
         connection,
         ChangeKind::DevicePaired,
@@ -213,6 +218,26 @@ fn make_device(
         None,
         now,
     )?;
+    let detail = serde_json::json!({
+        "name": name, "hostname": device.hostname, "os": device.os, "arch": device.arch,
+        "remote_addr": device.remote_addr, "pairing_code": code,
+    });
+    let place = (tenant, device.id.as_str());
+    events::append(connection, place, "device.paired", Some(&detail), now)?;
+    audit::append(
+        connection,
+        &AuditEntry {
+            target: Some(code.to_owned()),
+            remote_addr: device.remote_addr.parse().ok(),
+            ..AuditEntry::new(
+                now,
+                tenant.parse().ok(),
+                AuditActor::Device(device.id.clone()),
+                "device.paired",
+            )
+        },
+    )?;
+    fail_point::reach("exchange.before_commit");
     let failed = |_| StoreError::Failed("an id in the database is damaged".to_owned());
     Ok(Paired {
         device: device.id.clone(),

@@ -2,8 +2,8 @@
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::parsed;
-use crate::store::StoreError;
+use super::{audit, parsed};
+use crate::store::{AuditActor, AuditEntry, StoreError};
 use crate::types::{DeviceId, LoginId, TenantId, Timestamp};
 
 /// Adds a ticket.
@@ -44,11 +44,28 @@ pub fn redeem(
 ) -> Result<Option<(LoginId, TenantId)>, StoreError> {
     let sql = "DELETE FROM tickets WHERE hash = ?1 AND device_id = ?2 AND expires_at > ?3
                RETURNING login_id, tenant_id";
-    Ok(connection
+    let redeemed: Option<(LoginId, TenantId)> = connection
         .prepare_cached(sql)?
         .query_row(
             params![&hash[..], device.as_str(), now.as_millis()],
             |row| Ok((parsed(row, "login_id")?, parsed(row, "tenant_id")?)),
         )
-        .optional()?)
+        .optional()?;
+    if let Some((login, tenant)) = &redeemed {
+        let user = connection
+            .prepare_cached("SELECT user_id FROM logins WHERE id = ?1")?
+            .query_row([login.as_str()], |row| parsed(row, "user_id"))?;
+        let entry = AuditEntry {
+            target: Some(device.to_string()),
+            remote_addr: None,
+            ..AuditEntry::new(
+                now,
+                Some(tenant.clone()),
+                AuditActor::User(user),
+                "device.host_opened",
+            )
+        };
+        audit::append(connection, &entry)?;
+    }
+    Ok(redeemed)
 }

@@ -42,7 +42,9 @@ impl Jar {
         for value in headers.get_all(header::SET_COOKIE) {
             let text = value.to_str().expect("a readable cookie").to_owned();
             let cookie = Cookie::parse(text).expect("a cookie");
-            let expired = cookie.max_age().is_some_and(|age| age.is_zero());
+            let epoch = |at: cookie::time::OffsetDateTime| at.unix_timestamp() == 0;
+            let expired = cookie.max_age().is_some_and(|age| age.is_zero())
+                || cookie.expires_datetime().is_some_and(epoch);
             let mut hosts = self.hosts();
             let cookies = hosts.entry(name_of_host(host).to_owned()).or_default();
             if expired {

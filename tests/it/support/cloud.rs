@@ -1,5 +1,6 @@
 //! A cloud of one or two processes.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -9,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::process::Process;
+use super::process::{BINARY, Process, program, run_program};
 use super::tls::{Authority, TlsClient};
 use super::wait::eventually;
 
@@ -86,6 +87,7 @@ pub struct TestCloudBuilder {
     settings: Vec<(String, String)>,
     has_proxy: bool,
     tls: Option<TlsClient>,
+    has_file_limits: bool,
 }
 
 impl TestCloudBuilder {
@@ -122,6 +124,12 @@ impl TestCloudBuilder {
             .setting("EDGECLOUD__TLS__KEY", key.display())
     }
 
+    /// Lets [`TestCloud::limit_files`] bound what its processes can write.
+    pub fn with_file_limits(mut self) -> Self {
+        self.has_file_limits = true;
+        self
+    }
+
     /// Does not start the proxy of [`Topology::Split`] yet; [`TestCloud::start_proxy`] does.
     pub fn without_proxy(mut self) -> Self {
         self.has_proxy = false;
@@ -135,6 +143,7 @@ impl TestCloudBuilder {
             topology: self.topology,
             settings: self.settings,
             tls: self.tls,
+            has_file_limits: self.has_file_limits,
             home,
             members: Vec::new(),
         };
@@ -154,6 +163,7 @@ pub struct TestCloud {
     topology: Topology,
     settings: Vec<(String, String)>,
     tls: Option<TlsClient>,
+    has_file_limits: bool,
     home: TempDir,
     members: Vec<Member>,
 }
@@ -165,17 +175,17 @@ impl TestCloud {
             topology,
             has_proxy: true,
             tls: None,
-            // Tests pair far more often than people do, all from one address.
-            settings: vec![
-                (
-                    "EDGECLOUD__LIMITS__PAIRING_ATTEMPTS_PER_MINUTE".to_owned(),
-                    "10000".to_owned(),
-                ),
-                (
-                    "EDGECLOUD__LOG__LEVEL".to_owned(),
-                    "info,edgecloud=debug".to_owned(),
-                ),
-            ],
+            has_file_limits: false,
+            // Tests pair, sign in and fail far more often than people do, all from one address.
+            settings: [
+                ("LIMITS__PAIRING_ATTEMPTS_PER_MINUTE", "10000"),
+                ("LIMITS__SIGN_IN_STARTS_PER_MINUTE", "10000"),
+                ("LIMITS__FAILED_CALLBACKS_PER_MINUTE", "10000"),
+                ("LIMITS__FAILED_DEVICE_TOKENS_PER_MINUTE", "10000"),
+                ("LOG__LEVEL", "info,edgecloud=debug"),
+            ]
+            .map(|(name, value)| (format!("EDGECLOUD__{name}"), value.to_owned()))
+            .to_vec(),
         }
     }
 
@@ -232,6 +242,11 @@ impl TestCloud {
             .collect()
     }
 
+    /// Leaves a setting out of every process that is started from now on.
+    pub fn forget_setting(&mut self, name: &str) {
+        self.settings.retain(|(known, _)| known != name);
+    }
+
     /// Whom people trust, in a cloud with TLS.
     pub fn tls(&self) -> Option<&TlsClient> {
         self.tls.as_ref()
@@ -248,18 +263,18 @@ impl TestCloud {
     pub async fn another(&self, role: &'static str, more: &[(&str, &str)]) -> Another {
         static COUNT: AtomicUsize = AtomicUsize::new(2);
         let name = format!("{role}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut env = listen_settings(role, None);
-        env.extend(self.settings.clone());
+        let mut env = self.settings.clone();
+        // After the settings: it listens on ports of its own.
+        env.extend(listen_settings(role, None));
         if role != "proxy" {
-            let issuer = format!("http://{}", self.issuer_addr());
-            env.extend(
-                [
-                    ("EDGECLOUD__SERVER__PUBLIC_URL", self.public_url()),
-                    ("EDGECLOUD__OIDC__ISSUER", &issuer),
-                    ("EDGECLOUD__OIDC__CLIENT_ID", "edgecloud-dev"),
-                ]
-                .map(|(name, value)| (name.to_owned(), value.to_owned())),
-            );
+            let public_url = self.public_url().to_owned();
+            env.push(("EDGECLOUD__SERVER__PUBLIC_URL".to_owned(), public_url));
+            if let Some(issuer) = self.member(Part::Api).ready.issuer {
+                let issuer = format!("http://{issuer}");
+                let client = "edgecloud-dev".to_owned();
+                env.push(("EDGECLOUD__OIDC__ISSUER".to_owned(), issuer));
+                env.push(("EDGECLOUD__OIDC__CLIENT_ID".to_owned(), client));
+            }
         }
         let more = more.iter();
         env.extend(more.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -277,6 +292,20 @@ impl TestCloud {
     pub fn process(&mut self, part: Part) -> &mut Process {
         let index = self.index(part);
         &mut self.members[index].process
+    }
+
+    /// Lets no file of its processes grow beyond so many bytes, as a full disk would; `None` ends that.
+    pub async fn limit_files(&self, bytes: Option<u64>) {
+        assert!(self.has_file_limits, "the processes would be killed");
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let prlimit = program("prlimit", "util-linux");
+        for process in self.processes() {
+            let pid = process.id().to_string();
+            // The soft limit alone, which can be raised again.
+            let args = ["--pid", &pid, &format!("--fsize={limit}:")];
+            let done = run_program(&prlimit, self.home.path(), &args, &[]).await;
+            done.expect_code(0);
+        }
     }
 
     /// All processes.
@@ -367,7 +396,16 @@ impl TestCloud {
             file.as_os_str(),
         ];
         let what = format!("role {name}");
-        let mut process = Process::spawn(&what, self.home.path(), &args, env);
+        let mut process = match self.has_file_limits {
+            false => Process::spawn(&what, self.home.path(), &args, env),
+            true => {
+                // Else the kernel's signal ends whoever writes beyond the limit.
+                let launcher: [&OsStr; 2] = ["--ignore-signal=XFSZ".as_ref(), BINARY.as_ref()];
+                let args = [&launcher[..], &args[..]].concat();
+                let program = program("env", "coreutils");
+                Process::of_program(&program, &what, self.home.path(), &args, env)
+            }
+        };
         let ready = Ready::read(&what, &file, &mut process).await;
         (process, ready)
     }

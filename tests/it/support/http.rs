@@ -509,6 +509,12 @@ impl RawConnection {
             .expect("write to the connection");
     }
 
+    /// Sends bytes for as long as the other side takes them: it may close before the end.
+    pub async fn send_what_is_taken(&mut self, bytes: impl AsRef<[u8]>) {
+        // An error is the close.
+        let _ = within("the bytes are taken", self.0.write_all(bytes.as_ref())).await;
+    }
+
     /// Reads one head, up to its empty line, and nothing after it.
     pub async fn read_head(&mut self) -> String {
         let mut head = Vec::new();

@@ -3,22 +3,30 @@
 mod browser;
 mod cloud;
 mod device;
+mod hostile;
 mod http;
 mod origin;
 mod pattern;
+mod people;
 mod process;
+mod provider;
 mod raw_device;
+mod service_client;
+mod signing;
 mod tls;
 mod wait;
 
 pub use browser::{Anonymous, Browser, LOGIN_COOKIE, text};
-pub use cloud::{Another, Part, Ready, TestCloud, TestCloudBuilder, Topology, free_addr};
+pub use cloud::{Another, Part, Ready, TestCloud, Topology, free_addr};
 pub use device::Device;
+pub use hostile::{Endpoint, HostileProvider, Script, Signature, TokenAnswer};
 pub use http::{Answer, RawConnection, Request, Streaming, WebSocket, random_token};
 pub use origin::{Origin, RawOrigin};
 pub use pattern::Pattern;
-pub use process::{BINARY, Process, run, run_program};
+pub use process::{BINARY, Finished, Process, converse, program, run, run_program};
+pub use provider::{AUDIENCE, Provider, Registration};
 pub use raw_device::{Manner, RawDevice, ServedDevice};
+pub use service_client::ServiceClient;
 pub use tls::Authority;
 pub use wait::{eventually, within};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -20,7 +20,9 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_edgecloud");
 /// How long a program that should end may run; a whole test in a browser is the longest.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
 /// Lines of output that are kept of a process.
-const KEPT_LINES: usize = 400;
+const KEPT_LINES: usize = 100_000;
+/// Of those the last ones that are shown when a test fails.
+const SHOWN_LINES: usize = 400;
 
 /// The last lines that a process printed.
 #[derive(Clone, Default)]
@@ -56,14 +58,25 @@ impl Process {
         args: &[A],
         env: &[(String, String)],
     ) -> Self {
-        let mut child = command(BINARY, home, env)
+        Self::of_program(BINARY, name, home, args, env)
+    }
+
+    /// Starts any program in the same way.
+    pub fn of_program<A: AsRef<OsStr>>(
+        program: &str,
+        name: &str,
+        home: &Path,
+        args: &[A],
+        env: &[(String, String)],
+    ) -> Self {
+        let mut child = command(program, home, env)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .unwrap_or_else(|error| panic!("start {BINARY}: {error}"));
+            .unwrap_or_else(|error| panic!("start {program}: {error}"));
         let log = Log::default();
         keep_lines(child.stdout.take().expect("piped"), log.clone());
         keep_lines(child.stderr.take().expect("piped"), log.clone());
@@ -84,6 +97,14 @@ impl Process {
         self.log.text()
     }
 
+    /// The last lines that it printed.
+    fn last_lines(&self) -> String {
+        let output = self.output();
+        let skipped = output.lines().count().saturating_sub(SHOWN_LINES);
+        let lines = output.lines().skip(skipped);
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
     /// Waits until it has printed a line that `find` likes, and returns what `find` made of it.
     pub async fn prints<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let name = self.name.clone();
@@ -100,7 +121,7 @@ impl Process {
             panic!(
                 "{} ended early, {status}; it printed:\n{}",
                 self.name,
-                self.output()
+                self.last_lines()
             );
         }
     }
@@ -145,7 +166,7 @@ impl Drop for Process {
     )]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- {} printed:\n{}---", self.name, self.output());
+            eprintln!("--- {} printed:\n{}---", self.name, self.last_lines());
         }
     }
 }
@@ -211,6 +232,39 @@ pub async fn run_program(
     }
 }
 
+/// Runs the binary to its end with something on its standard input.
+pub async fn converse(
+    home: &Path,
+    args: &[String],
+    env: &[(String, String)],
+    input: &[u8],
+) -> Finished {
+    let mut child = command(BINARY, home, env)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("start the binary");
+    let mut stdin = child.stdin.take().expect("piped");
+    let talking = async {
+        // A program that ends early does not read it all.
+        let _ = stdin.write_all(input).await;
+        drop(stdin);
+    };
+    let both = async { tokio::join!(child.wait_with_output(), talking).0 };
+    let output = timeout(PROGRAM_LIMIT, both)
+        .await
+        .unwrap_or_else(|_| panic!("{args:?} does not end"))
+        .expect("wait for the binary");
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 fn command(program: &str, home: &Path, env: &[(String, String)]) -> Command {
     let mut command = Command::new(program);
     command
@@ -221,4 +275,17 @@ fn command(program: &str, home: &Path, env: &[(String, String)]) -> Command {
         .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(home);
     command
+}
+
+/// The path of a program.
+///
+/// # Panics
+/// When it is not installed; says how to install it.
+pub fn program(name: &str, package: &str) -> String {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file());
+    let file = found.unwrap_or_else(|| panic!("{name} is missing: sudo apt-get install {package}"));
+    file.to_str().expect("a readable path").to_owned()
 }

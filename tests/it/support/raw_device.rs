@@ -46,6 +46,15 @@ impl RawDevice {
         }
     }
 
+    /// A device whose id and token the test has from elsewhere.
+    pub fn known(cloud: &TestCloud, id: &str, token: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            token: token.to_owned(),
+            tunnel: cloud.tunnel_addr(),
+        }
+    }
+
     /// The same device, on its way to another proxy.
     pub fn through(&self, tunnel: SocketAddr) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Limits on how often something may fail, per address and for all, in bounded memory.
+//! Limits on how often something may be tried or fail, per address and for all, in bounded memory.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -35,26 +35,34 @@ impl Bucket {
     }
 }
 
-/// Counts failures per address (IPv6 by /64) and of all together.
-pub struct FailureLimit {
+/// Counts attempts, or only those that fail, per address (IPv6 by /64) and perhaps of all together.
+/// Each process counts for itself.
+pub struct RateLimit {
     per_address: f64,
-    all: f64,
     addresses: Cache<IpAddr, Arc<Mutex<Bucket>>>,
-    everybody: Mutex<Bucket>,
+    all: Option<(f64, Mutex<Bucket>)>,
 }
 
-impl FailureLimit {
-    /// Failures per minute of one address and of all.
-    pub fn new(per_address: usize, all: usize) -> Self {
-        let (per_address, all) = (per_address as f64, all as f64);
+impl RateLimit {
+    /// So many per minute of one address.
+    pub fn per_address(per_minute: usize) -> Self {
         Self {
-            per_address,
-            all,
+            per_address: per_minute as f64,
             addresses: Cache::builder()
                 .max_capacity(MAX_ADDRESSES)
                 .time_to_idle(WINDOW * 2)
                 .build(),
-            everybody: Mutex::new(Bucket::full(all)),
+            all: None,
+        }
+    }
+
+    /// And so many per minute of all addresses together.
+    #[must_use]
+    pub fn and_of_all(self, per_minute: usize) -> Self {
+        let size = per_minute as f64;
+        Self {
+            all: Some((size, Mutex::new(Bucket::full(size)))),
+            ..self
         }
     }
 
@@ -71,17 +79,28 @@ impl FailureLimit {
     pub fn attempt(&self, address: IpAddr) -> Result<Attempt<'_>, Duration> {
         let own = self.bucket(address);
         take(&own, self.per_address)?;
-        if let Err(wait) = take(&self.everybody, self.all) {
+        if let Some((size, everybody)) = &self.all
+            && let Err(wait) = take(everybody, *size)
+        {
             give_back(&own, self.per_address);
             return Err(wait);
         }
         Ok(Attempt { limit: self, own })
     }
+
+    /// Counts what has happened at an address already. Who never fails is never held up by those
+    /// who do.
+    ///
+    /// # Errors
+    /// As [`RateLimit::attempt`].
+    pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
+        self.attempt(address).map(|_counted| ())
+    }
 }
 
-/// An attempt that counts as a failure unless it succeeds.
+/// An attempt that counts unless it succeeds.
 pub struct Attempt<'a> {
-    limit: &'a FailureLimit,
+    limit: &'a RateLimit,
     own: Arc<Mutex<Bucket>>,
 }
 
@@ -89,7 +108,9 @@ impl Attempt<'_> {
     /// The attempt was no failure.
     pub fn succeeded(self) {
         give_back(&self.own, self.limit.per_address);
-        give_back(&self.limit.everybody, self.limit.all);
+        if let Some((size, everybody)) = &self.limit.all {
+            give_back(everybody, *size);
+        }
     }
 }
 
@@ -127,8 +148,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_fails_too_often_waits_while_others_go_on() {
-        let limit = FailureLimit::new(3, 100);
+    async fn rl_01_an_address_that_fails_too_often_waits_while_others_go_on() {
+        let limit = RateLimit::per_address(3).and_of_all(100);
         let guesser: IpAddr = "2001:db8::1".parse().expect("an address");
         let neighbour: IpAddr = "2001:db8::ffff".parse().expect("an address");
         let other: IpAddr = "2001:db8:0:1::1".parse().expect("an address");
@@ -146,7 +167,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn success_costs_nothing() {
-        let limit = FailureLimit::new(2, 100);
+        let limit = RateLimit::per_address(2).and_of_all(100);
         let address = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..50 {
             let Ok(attempt) = limit.attempt(address) else {
@@ -159,7 +180,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn rl_03_an_address_at_its_limit_takes_nothing_from_the_others() {
-        let limit = FailureLimit::new(2, 5);
+        let limit = RateLimit::per_address(2).and_of_all(5);
         let guesser = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..100 {
             drop(limit.attempt(guesser));
@@ -171,5 +192,20 @@ mod tests {
             limit.attempt(IpAddr::from([198, 51, 100, 9])).is_err(),
             "all together"
         );
+    }
+
+    #[test]
+    fn rl_02_no_more_addresses_are_remembered_than_there_is_room_for() {
+        let limit = RateLimit::per_address(1);
+        let many = u32::try_from(MAX_ADDRESSES).expect("fewer") * 2;
+        for number in 0..many {
+            let address = IpAddr::V4(number.into());
+            limit.count(address).expect("the first of its address");
+        }
+        limit.addresses.run_pending_tasks();
+        assert!(limit.addresses.entry_count() <= MAX_ADDRESSES);
+        let last = IpAddr::V4((many + 1).into());
+        limit.count(last).expect("the first of its address");
+        limit.count(last).expect_err("the second");
     }
 }
