@@ -13,9 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::link::{Exchange, Link, LinkError, Links, host_header, retry_after, shown};
 use super::state::State;
@@ -57,8 +55,10 @@ pub enum ConnectError {
 
 /// A WebSocket to the tunnel listener, ready for the tunnel.
 pub struct Connected {
-    /// The WebSocket.
-    pub ws: WebSocketStream<Metered<Link>>,
+    /// The connection below the WebSocket.
+    pub link: Link,
+    /// What was read from it already.
+    pub ahead: Bytes,
     /// Whether the other end agreed on [`SUBPROTOCOL`].
     pub subprotocol: bool,
 }
@@ -70,20 +70,14 @@ pub struct Connected {
 pub async fn connect(
     links: &Links,
     state: &State,
-    config: WebSocketConfig,
     clock: &Clock,
 ) -> Result<Connected, ConnectError> {
-    timeout(HANDSHAKE_TIMEOUT, handshake(links, state, config, clock))
+    timeout(HANDSHAKE_TIMEOUT, handshake(links, state, clock))
         .await
         .unwrap_or_else(|_| Err(ConnectError::Timeout(shown(&state.tunnel_url))))
 }
 
-async fn handshake(
-    links: &Links,
-    state: &State,
-    config: WebSocketConfig,
-    clock: &Clock,
-) -> Result<Connected, ConnectError> {
+async fn handshake(links: &Links, state: &State, clock: &Clock) -> Result<Connected, ConnectError> {
     let url = &state.tunnel_url;
     let key = BASE64.encode(&random_bytes::<16>());
     let (answer, connection) = links.exchange(url, request(state, &key)).await?;
@@ -105,9 +99,11 @@ async fn handshake(
     let (link, ahead) = upgrade(answer, connection)
         .await
         .ok_or_else(not_websocket)?;
-    let ws =
-        WebSocketStream::from_partially_read(link, ahead.into(), Role::Client, Some(config)).await;
-    Ok(Connected { ws, subprotocol })
+    Ok(Connected {
+        link: link.into_inner(),
+        ahead,
+        subprotocol,
+    })
 }
 
 fn request(state: &State, key: &str) -> Request<Full<Bytes>> {

@@ -45,14 +45,14 @@ use session::Device;
 use state::{State, StateDir};
 use supervisor::Supervisor;
 
-use crate::tunnel::{Side, TunnelSettings};
+use crate::tunnel::{Side, TunnelSettings, WindowBudget};
 use crate::types::{Clock, DeviceId};
 
 /// Time between two heartbeats of the device; the cloud has its own.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The most streams that a proxy can be configured to open: the tunnel itself must bear them.
 const TUNNEL_STREAMS: usize = 4096;
-/// Bytes by which the windows of a tunnel may grow together.
+/// Bytes by which the windows of all tunnels may grow together.
 const WINDOW_BUDGET: usize = 16 * 1024 * 1024;
 /// Largest WebSocket message that is taken, in bytes.
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -122,6 +122,7 @@ impl Agent {
             heartbeat: HEARTBEAT,
             max_streams: TUNNEL_STREAMS,
             window_budget: WINDOW_BUDGET,
+            process_budget: WindowBudget::new(WINDOW_BUDGET),
             max_message_bytes: MAX_MESSAGE_BYTES,
             clock,
         };

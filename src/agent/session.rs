@@ -67,7 +67,7 @@ impl Session {
             subprotocol: connected.subprotocol,
             ..settings.clone()
         };
-        let (tunnel, driver, incoming) = Tunnel::over(connected.ws, &settings);
+        let (tunnel, driver, incoming) = Tunnel::over(connected.link, connected.ahead, &settings);
         let (sender, notices) = mpsc::channel(NOTICES);
         let followed = CancellationToken::new();
         let service = Service {
@@ -126,7 +126,7 @@ impl Service {
                 },
                 () = self.followed.cancelled(), if !followed => {}
                 () = sleep(DRAIN_GRACE), if followed && self.streams.is_empty() => {
-                    self.tunnel.close(CloseReason::Done).await;
+                    self.tunnel.close(CloseReason::Done);
                     self.tunnel.ended().await;
                 }
             }
@@ -143,25 +143,19 @@ impl Service {
         self.control.spawn(converse(stream, origin_host, notices));
     }
 
-    fn begin_stream(&mut self, mut stream: TunnelStream) {
+    fn begin_stream(&mut self, stream: TunnelStream) {
         if self.streams.len() >= MAX_STREAMS {
             tracing::warn!(limit = MAX_STREAMS, "too many streams; one was reset");
             return;
         }
         let device = Arc::clone(&self.device);
-        self.streams.spawn(async move {
-            if stream.acknowledge().await.is_ok() {
-                serve(stream, &device.routes).await;
-            }
-        });
+        self.streams
+            .spawn(async move { serve(stream, &device.routes).await });
     }
 }
 
 /// Says hello and passes on what the cloud says, until either end is gone.
-async fn converse(mut stream: TunnelStream, origin_host: String, notices: mpsc::Sender<Notice>) {
-    if stream.acknowledge().await.is_err() {
-        return;
-    }
+async fn converse(stream: TunnelStream, origin_host: String, notices: mpsc::Sender<Notice>) {
     let mut control = ControlStream::new(stream);
     let hello = ControlMessage::Hello {
         origin_host: Some(origin_host),

@@ -84,9 +84,8 @@ impl Supervisor {
 
     /// Connects and stays until it is time for another tunnel; tells why it is.
     async fn hold_a_tunnel(&self, sessions: &mut Sessions) -> (Outcome, String) {
-        let websocket = self.settings.websocket();
         let clock = &self.settings.clock;
-        let connected = match connect(&self.links, &self.state, websocket, clock).await {
+        let connected = match connect(&self.links, &self.state, clock).await {
             Ok(connected) => connected,
             Err(error) => return (outcome_of(&error), error.to_string()),
         };
@@ -119,7 +118,7 @@ impl Supervisor {
                     );
                 }
                 Notice::Revoked => {
-                    session.tunnel.close(CloseReason::Done).await;
+                    session.tunnel.close(CloseReason::Done);
                     return (Outcome::Refused, "revoked".to_owned());
                 }
             }
@@ -173,8 +172,7 @@ impl Sessions {
         }
         if self.held.len() > MAX_DRAINING {
             let oldest = self.held.remove(0);
-            self.tasks
-                .spawn(async move { oldest.tunnel.close(CloseReason::Done).await });
+            oldest.tunnel.close(CloseReason::Done);
         }
         let session = Session::begin(connected, settings, device, &mut self.tasks);
         self.held.push(session);
@@ -183,7 +181,7 @@ impl Sessions {
 
     async fn close(mut self) {
         for session in &self.held {
-            session.tunnel.close(CloseReason::Done).await;
+            session.tunnel.close(CloseReason::Done);
         }
         let closed = async { while self.tasks.join_next().await.is_some() {} };
         // What is not closed by then is cut.

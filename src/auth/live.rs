@@ -36,6 +36,8 @@ pub enum Right {
 struct Open {
     streams: HashMap<Right, HashMap<u64, CancellationToken>>,
     next: u64,
+    /// When a right ended last.
+    last_end: Option<Instant>,
 }
 
 impl Open {
@@ -110,9 +112,10 @@ impl LiveStreams {
     ) -> LiveStream {
         let ended = CancellationToken::new();
         // Under the lock: an end comes either before this look or after the entries below.
-        let too_late = rights
-            .iter()
-            .any(|right| self.0.ended.get(right).is_some_and(|at| at >= checked));
+        let too_late = open.last_end.is_some_and(|at| at >= checked)
+            && rights
+                .iter()
+                .any(|right| self.0.ended.get(right).is_some_and(|at| at >= checked));
         if too_late {
             ended.cancel();
         }
@@ -135,7 +138,9 @@ impl LiveStreams {
     pub fn end(&self, right: Right) {
         let mut open = self.open_streams();
         let cut = open.streams.remove(&right);
-        self.0.ended.insert(right, Instant::now());
+        let now = Instant::now();
+        open.last_end = Some(now);
+        self.0.ended.insert(right, now);
         drop(open);
         for ended in cut.into_iter().flat_map(HashMap::into_values) {
             ended.cancel();

@@ -16,6 +16,7 @@ pub const KEYS: &[&str] = &[
     "tunnel.max_streams_per_session",
     "tunnel.max_message_bytes",
     "tunnel.window_budget_bytes",
+    "tunnel.process_window_budget_bytes",
     "internal.listen",
     "internal.advertise_url",
     "internal.secret",

@@ -125,6 +125,11 @@ fn read_tunnel(reader: &mut Reader, flags: &Flags) -> TunnelConfig {
             (64 << 10)..=(64 << 20),
         ),
         window_budget_bytes: reader.count("tunnel.window_budget_bytes", 16 << 20, 0..=(1 << 30)),
+        process_window_budget_bytes: reader.count(
+            "tunnel.process_window_budget_bytes",
+            512 << 20,
+            0..=(1 << 36),
+        ),
     }
 }
 

@@ -77,6 +77,8 @@ pub struct TunnelConfig {
     pub max_message_bytes: usize,
     /// How far the windows of one session may grow together, in bytes.
     pub window_budget_bytes: usize,
+    /// How far the windows of all sessions may grow together, in bytes.
+    pub process_window_budget_bytes: usize,
 }
 
 /// `[internal]`.

@@ -1,7 +1,9 @@
 //! One request on its way to an answer: the session, a connection, and another attempt where that is
 //! safe.
 
+use std::future::Future;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,7 +12,8 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::pool::{OriginConnection, SessionKey};
+use super::connection::OriginConnection;
+use super::pool::SessionKey;
 use super::request_body::{Progress, RequestBody, Stage};
 use super::{Caller, ForwardError, Forwarder, headers};
 use crate::auth::live::LiveStream;
@@ -202,7 +205,17 @@ impl Exchange<'_> {
     ) -> Result<Response<Incoming>, Failure> {
         connection.begin_exchange();
         let limit = self.forwarder.0.limits.response_header_timeout;
-        let mut sent = pin!(connection.sender.try_send_request(request));
+        let driver = connection.driver.clone();
+        let mut answer = pin!(connection.sender.try_send_request(request));
+        let mut sent = pin!(std::future::poll_fn(|cx| {
+            // The first look hands the request to the connection.
+            if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
+                return Poll::Ready(outcome);
+            }
+            // A connection that has ended shows in the answer.
+            let _ = driver.poll(cx);
+            answer.as_mut().poll(cx)
+        }));
         let outcome = loop {
             // The time runs from the last byte of the request that moved.
             let deadline = self.progress.stage().1 + limit;

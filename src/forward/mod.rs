@@ -3,6 +3,7 @@
 //! Knows sessions through [`Sessions`] only, and nothing of how the caller was identified or of how
 //! errors are shown.
 
+mod connection;
 mod error;
 mod exchange;
 mod headers;
@@ -28,13 +29,14 @@ use crate::auth::live::{LiveStream, LiveStreams, Right};
 use crate::net::{Client, upgraded_connection};
 use crate::session::{Handle, SessionError, SessionStream, Sessions};
 use crate::types::{DeviceId, NodeId, RequestId, TenantId};
+use connection::OriginConnection;
 pub use error::ForwardError;
 use error::agent_error;
 use exchange::{Answered, Exchange};
 pub use headers::asks_for_websocket;
 use meter::Counter;
 pub use meter::TrafficMeter;
-use pool::{OriginConnection, Pool};
+use pool::Pool;
 use request_body::{Progress, RequestBody};
 use response_body::{BodyKind, Keep, ResponseBody};
 pub use tcp::TcpConnection;
@@ -131,7 +133,7 @@ impl Forwarder {
         pseudonym: &str,
     ) -> Self {
         let tasks = TaskTracker::new();
-        let pool = Pool::new(limits.idle_streams_per_session, tasks.clone());
+        let pool = Pool::new(limits.idle_streams_per_session);
         let pseudonym = format!("edgecloud-{pseudonym}");
         let via = HeaderValue::from_str(&format!("1.1 {pseudonym}"));
         Self(Arc::new(Inner {
@@ -281,7 +283,7 @@ impl Forwarder {
 
     async fn connect(&self, session: &dyn Handle) -> Result<OriginConnection, SessionError> {
         let stream = self.open_stream(session).await?;
-        let connected = self.0.pool.connect(stream).await;
+        let connected = OriginConnection::begin(stream).await;
         connected.map_err(|_| SessionError::SessionClosed)
     }
 
@@ -307,10 +309,10 @@ impl Forwarder {
             .upper()
             .is_some_and(|size| size <= SMALL_BODY);
         let watch = (!small).then(|| {
-            let (ended, connection) = (live.ended_owned(), answered.connection.abort_handle());
+            let (ended, driver) = (live.ended_owned(), answered.connection.driver.clone());
             AbortOnDropHandle::new(self.0.tasks.spawn(async move {
                 ended.await;
-                connection.abort();
+                driver.cut();
             }))
         });
         let keep = Keep {
@@ -371,8 +373,8 @@ impl Forwarder {
         let connection = answered.connection;
         let restarting = self.0.restarting.clone();
         self.0.tasks.spawn(async move {
-            let both = async { tokio::try_join!(upgrade, device) };
-            let Ok(Ok((client, device))) = timeout(UPGRADE_DEADLINE, both).await else {
+            let switched = async { tokio::join!(upgrade, device, connection.driver.run()) };
+            let Ok((Ok(client), Ok(device), ())) = timeout(UPGRADE_DEADLINE, switched).await else {
                 return;
             };
             drop(connection);

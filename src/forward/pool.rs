@@ -1,30 +1,16 @@
 //! HTTP/1.1 connections to origins, each on one stream of a session, kept for the next request.
 
 use std::collections::HashMap;
-use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use moka::sync::Cache;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::request_body::RequestBody;
-use crate::session::SessionStream;
+use super::connection::OriginConnection;
 use crate::types::{DeviceId, NodeId};
 
-/// Largest response head, and what is read ahead of a slow caller, in bytes.
-const MAX_BUFFER: usize = 128 * 1024;
-/// Most header fields of a response.
-const MAX_HEADERS: usize = 128;
 /// How long a connection is kept unused.
 const IDLE_FOR: Duration = Duration::from_secs(60);
 
@@ -57,37 +43,11 @@ pub struct Pool {
     /// Nodes whose streams are not kept: an unused one would hold up the node's end.
     leaving: Cache<NodeId, ()>,
     closed: CancellationToken,
-    tasks: TaskTracker,
-}
-
-/// One HTTP/1.1 connection to an origin. Dropping it resets its stream.
-pub struct OriginConnection {
-    /// Sends requests.
-    pub sender: SendRequest<RequestBody>,
-    heard: Arc<AtomicBool>,
-    task: AbortOnDropHandle<()>,
-}
-
-impl OriginConnection {
-    /// Forgets what was received so far.
-    pub fn begin_exchange(&self) {
-        self.heard.store(false, Ordering::Release);
-    }
-
-    /// Cuts the connection from elsewhere.
-    pub fn abort_handle(&self) -> AbortHandle {
-        self.task.abort_handle()
-    }
-
-    /// Whether a byte came from the device since [`OriginConnection::begin_exchange`].
-    pub fn has_heard(&self) -> bool {
-        self.heard.load(Ordering::Acquire)
-    }
 }
 
 impl Pool {
-    /// Keeps at most `per_session` connections of each session; they run in `tasks`.
-    pub fn new(per_session: usize, tasks: TaskTracker) -> Self {
+    /// Keeps at most `per_session` connections of each session.
+    pub fn new(per_session: usize) -> Self {
         Self {
             idle: Arc::default(),
             per_session,
@@ -96,7 +56,6 @@ impl Pool {
                 .time_to_live(LEAVING_FOR)
                 .build(),
             closed: CancellationToken::new(),
-            tasks,
         }
     }
 
@@ -108,14 +67,18 @@ impl Pool {
     pub fn take(&self, key: &SessionKey, max_idle: Duration) -> Option<OriginConnection> {
         let mut idle = self.idle();
         let kept = idle.get_mut(key)?;
-        kept.retain(|entry| !entry.connection.sender.is_closed());
-        let usable = |entry: &Idle| {
-            entry.connection.sender.is_ready() && entry.since.elapsed() < max_idle.min(IDLE_FOR)
-        };
-        let found = kept
-            .iter()
-            .rposition(usable)
-            .map(|index| kept.remove(index));
+        let mut found = None;
+        // The one that was used last is the one most likely to be open; what has ended goes.
+        while let Some(entry) = kept.pop() {
+            if entry.since.elapsed() >= max_idle.min(IDLE_FOR) {
+                kept.push(entry);
+                break;
+            }
+            if entry.connection.is_usable() {
+                found = Some(entry);
+                break;
+            }
+        }
         if kept.is_empty() {
             idle.remove(key);
         }
@@ -124,10 +87,13 @@ impl Pool {
 
     /// Keeps a connection whose last exchange is complete.
     pub fn put(&self, key: SessionKey, connection: OriginConnection) {
+        if !connection.is_usable() {
+            return;
+        }
         let mut idle = self.idle();
         // Looked at under the lock: whoever closes the pool clears it afterwards.
         let unwanted = self.closed.is_cancelled() || self.leaving.contains_key(&key.node);
-        if connection.sender.is_closed() || unwanted || self.per_session == 0 {
+        if unwanted || self.per_session == 0 {
             return;
         }
         let kept = idle.entry(key).or_default();
@@ -138,33 +104,6 @@ impl Pool {
             connection,
             since: Instant::now(),
         });
-    }
-
-    /// Begins HTTP on a fresh stream.
-    ///
-    /// # Errors
-    /// When the stream has ended already.
-    pub async fn connect(&self, stream: SessionStream) -> Result<OriginConnection, hyper::Error> {
-        let heard = Arc::new(AtomicBool::new(false));
-        let stream = Listening {
-            stream,
-            heard: Arc::clone(&heard),
-        };
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(MAX_BUFFER)
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        let task = self.tasks.spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to an origin ended early");
-            }
-        });
-        Ok(OriginConnection {
-            sender,
-            heard,
-            task: AbortOnDropHandle::new(task),
-        })
     }
 
     /// Drops the kept connections of a device.
@@ -181,9 +120,7 @@ impl Pool {
     /// Drops connections that have ended or were not used for long.
     pub fn sweep(&self) {
         self.idle().retain(|_, kept| {
-            kept.retain(|entry| {
-                !entry.connection.sender.is_closed() && entry.since.elapsed() < IDLE_FOR
-            });
+            kept.retain(|entry| entry.connection.is_usable() && entry.since.elapsed() < IDLE_FOR);
             !kept.is_empty()
         });
     }
@@ -192,44 +129,5 @@ impl Pool {
     pub fn close(&self) {
         self.closed.cancel();
         self.idle().clear();
-    }
-}
-
-/// A stream that remembers whether anything came.
-struct Listening {
-    stream: SessionStream,
-    heard: Arc<AtomicBool>,
-}
-
-impl AsyncRead for Listening {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            self.heard.store(true, Ordering::Release);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Listening {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -13,8 +13,9 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::connection::OriginConnection;
 use super::meter::Counter;
-use super::pool::{OriginConnection, Pool, SessionKey};
+use super::pool::{Pool, SessionKey};
 use super::request_body::{Progress, Stage};
 use crate::auth::live::LiveStream;
 
@@ -76,6 +77,8 @@ pub struct ResponseBody {
     pause: Option<Pause>,
     events: Option<EventTail>,
     kind: BodyKind,
+    /// What ends the body as soon as what came before has left.
+    cut: Option<Cut>,
     over: bool,
 }
 
@@ -125,6 +128,7 @@ impl ResponseBody {
             sleep: Box::pin(sleep_until(Instant::now() + idle)),
         });
         let mut body = Self {
+            cut: None,
             over: false,
             ended: Box::pin(ended),
             pause,
@@ -148,10 +152,34 @@ impl ResponseBody {
         }
     }
 
-    fn cut(&mut self, cut: Cut) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        self.over = true;
+    fn poll_inner(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        match &self.keep {
+            // The connection is told that more is wanted, and then has its turn.
+            Some(keep) if polled.is_pending() => {
+                // A connection that has ended shows in the body.
+                let _ = keep.connection.driver.poll(cx);
+                Pin::new(&mut self.inner).poll_frame(cx)
+            }
+            _ => polled,
+        }
+    }
+
+    /// Ends the body early. hyper drops what it has not written when a body fails, so it gets a turn to
+    /// write the head, and what else there is, before it hears of the failure.
+    fn cut(&mut self, cut: Cut, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         // The stream is reset with its connection.
         self.keep = None;
+        self.cut = Some(cut);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn finish_cut(&mut self, cut: Cut) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.over = true;
         if let (Cut::Ended, Some(events)) = (&cut, &self.events)
             && events.is_between_events()
         {
@@ -172,17 +200,20 @@ impl HttpBody for ResponseBody {
         if self.over {
             return Poll::Ready(None);
         }
-        if self.keep.is_some() && self.ended.as_mut().poll(cx).is_ready() {
-            return self.cut(Cut::Ended);
+        if let Some(cut) = self.cut.take() {
+            return self.finish_cut(cut);
         }
-        match Pin::new(&mut self.inner).poll_frame(cx) {
+        if self.keep.is_some() && self.ended.as_mut().poll(cx).is_ready() {
+            return self.cut(Cut::Ended, cx);
+        }
+        match self.poll_inner(cx) {
             Poll::Pending => {
                 let too_long = self
                     .pause
                     .as_mut()
                     .is_some_and(|pause| pause.poll_too_long(cx));
                 if too_long {
-                    return self.cut(Cut::Idle);
+                    return self.cut(Cut::Idle, cx);
                 }
                 Poll::Pending
             }
@@ -202,7 +233,7 @@ impl HttpBody for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.cut(error.into()),
+            Poll::Ready(Some(Err(error))) => self.cut(error.into(), cx),
             Poll::Ready(None) => {
                 self.over = true;
                 self.finish();

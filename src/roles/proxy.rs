@@ -18,6 +18,7 @@ use crate::session::node::Node;
 use crate::session::tunnels::{TunnelPolicy, Tunnels};
 use crate::store::NewNode;
 use crate::telemetry::render_metrics;
+use crate::tunnel::WindowBudget;
 use crate::types::NodeId;
 
 /// Largest head of a tunnel's handshake, in bytes, and how long it may take.
@@ -85,6 +86,7 @@ impl ProxyListeners {
             max_streams: config.tunnel.max_streams_per_session,
             max_message_bytes: config.tunnel.max_message_bytes,
             window_budget: config.tunnel.window_budget_bytes,
+            process_budget: WindowBudget::new(config.tunnel.process_window_budget_bytes),
             drain_timeout: config.server.drain_timeout,
             failed_tokens_per_minute: config.limits.failed_device_tokens_per_minute,
             trusted_proxies: TrustedProxies::new(&config.server.trusted_proxies),

@@ -90,7 +90,7 @@ impl LocalHandle {
     /// Ends the session for a stated reason; only the first call counts.
     pub async fn close_because(&self, reason: CloseReason) {
         if !self.0.closed.swap(true, Ordering::AcqRel) {
-            self.0.parts.tunnel.close(reason).await;
+            self.0.parts.tunnel.close(reason);
         }
     }
 }
@@ -104,7 +104,7 @@ impl Handle for LocalHandle {
             if self.is_draining() {
                 return Err(SessionError::Draining);
             }
-            match self.0.parts.tunnel.open().await {
+            match self.0.parts.tunnel.open() {
                 Ok(stream) => Ok(SessionStream::Left(stream)),
                 Err(OpenError::Busy) => Err(SessionError::Busy),
                 Err(OpenError::Ended) => Err(SessionError::SessionClosed),

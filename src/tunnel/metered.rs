@@ -52,6 +52,11 @@ impl<T> Metered<T> {
         }
     }
 
+    /// The connection alone.
+    pub fn into_inner(self) -> T {
+        self.io
+    }
+
     /// The counters, shared.
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.traffic)

@@ -1,52 +1,45 @@
-//! yamux over WebSocket: the driver of one tunnel, the same at both ends.
+//! yamux over WebSocket: one tunnel, the same at both ends.
 //!
-//! One task owns the WebSocket and the yamux state ([`TunnelTask`]); everybody else holds a
-//! [`Tunnel`], opens streams through it and learns from it when and why the tunnel ended. The yamux
-//! crate stays behind these types. This module knows nothing of devices, tenants or HTTP.
+//! One task owns the connection ([`TunnelTask`]); everybody else holds a [`Tunnel`], opens streams
+//! through it and learns from it when and why the tunnel ended. In the order of the way of a byte:
+//! `websocket` and `frame` know the wire, `receiver` does what the other side says, `stream_state` keeps
+//! what a stream has received and may send, `mux` is what all parts share, `outbox` what is to be sent.
+//! This module knows nothing of devices, tenants or HTTP.
 
+mod budget;
 pub mod control;
 mod driver;
+mod frame;
 mod heartbeat;
+mod masks;
 mod metered;
+mod mux;
+mod outbox;
+mod receiver;
 mod stream;
+mod stream_state;
 #[cfg(test)]
 #[expect(
     clippy::disallowed_methods,
     reason = "tests end with their runtime, which owns their tasks"
 )]
 mod tests;
-mod wire;
+mod websocket;
 
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_util::sync::CancellationToken;
-
+pub use budget::WindowBudget;
 pub use driver::TunnelTask;
 pub use metered::{Metered, Traffic};
+use mux::Shared;
 pub use stream::TunnelStream;
 
 use crate::types::{Clock, Timestamp};
 
 /// The WebSocket subprotocol of devices that understand the control stream.
 pub const SUBPROTOCOL: &str = "edgecloud.v1";
-
-/// Largest payload of one yamux data frame that this side sends, in bytes.
-const FRAME_BYTES: usize = 64 * 1024;
-/// What the yamux crate gives each stream to start with, in bytes.
-const DEFAULT_WINDOW: usize = 256 * 1024;
-/// How far the windows of a device without the subprotocol may grow together, in bytes: no stream
-/// can exceed 1 MiB then, the largest frame that the yamux crate accepts.
-const PLAIN_WINDOW_BUDGET: usize = 768 * 1024;
-/// Requests to open a stream that wait for the driver.
-const OPEN_QUEUE: usize = 512;
-/// Resident read buffer of an idle tunnel, in bytes.
-const READ_BUFFER: usize = 8 * 1024;
-/// Most bytes that wait in the WebSocket's write buffer.
-const MAX_WRITE_BUFFER: usize = 512 * 1024;
 
 /// Which end of the tunnel this process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,41 +61,14 @@ pub struct TunnelSettings {
     pub heartbeat: Duration,
     /// Streams that may be open at once; the next one is refused with [`OpenError::Busy`].
     pub max_streams: usize,
-    /// Bytes by which all windows together may outgrow their start of 256 KiB each.
+    /// Bytes by which the windows of this tunnel together may outgrow their start of 256 KiB each.
     pub window_budget: usize,
+    /// The same for all tunnels of the process.
+    pub process_budget: WindowBudget,
     /// Largest WebSocket message that is accepted, in bytes.
     pub max_message_bytes: usize,
     /// The wall clock of `last_echo`.
     pub clock: Clock,
-}
-
-impl TunnelSettings {
-    /// The limits of the WebSocket below the tunnel.
-    pub fn websocket(&self) -> WebSocketConfig {
-        WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(0)
-            .max_write_buffer_size(MAX_WRITE_BUFFER)
-            .max_message_size(Some(self.max_message_bytes))
-            .max_frame_size(Some(self.max_message_bytes))
-    }
-
-    fn yamux(&self) -> yamux::Config {
-        // Dropped streams leave the crate's table a moment after their slot here is free again, and
-        // one stream too many ends the whole connection: the crate's limit keeps clear of ours.
-        let streams = self.max_streams * 2 + 16;
-        let budget = match self.subprotocol {
-            true => self.window_budget,
-            false => self.window_budget.min(PLAIN_WINDOW_BUDGET),
-        };
-        let mut config = yamux::Config::default();
-        config
-            .set_max_connection_receive_window(None)
-            .set_max_num_streams(streams)
-            .set_max_connection_receive_window(Some(streams * DEFAULT_WINDOW + budget))
-            .set_split_send_size(FRAME_BYTES);
-        config
-    }
 }
 
 /// Why this side closes a tunnel; decides the WebSocket close code.
@@ -170,96 +136,34 @@ pub enum OpenError {
     Ended,
 }
 
-enum Command {
-    Open(oneshot::Sender<Result<yamux::Stream, OpenError>>),
-    Close(CloseReason),
-}
-
-/// What both the driver and the holders of a tunnel know.
-struct Shared {
-    traffic: Arc<Traffic>,
-    open_streams: AtomicUsize,
-    /// Milliseconds since the epoch; 0 before the first echo.
-    last_echo: AtomicI64,
-    /// Microseconds; `u64::MAX` before the first echo.
-    rtt: AtomicU64,
-    /// The end has begun: no stream gets anything more.
-    parting: CancellationToken,
-    ended: CancellationToken,
-    end_reason: OnceLock<EndReason>,
-}
-
 /// One live tunnel, for everybody but its driver. Cheap to clone.
 #[derive(Clone)]
 pub struct Tunnel {
-    commands: mpsc::Sender<Command>,
-    slots: Arc<Semaphore>,
     shared: Arc<Shared>,
 }
 
 impl Tunnel {
-    fn new(settings: &TunnelSettings, traffic: Arc<Traffic>) -> (Self, mpsc::Receiver<Command>) {
-        let (commands, receiver) = mpsc::channel(OPEN_QUEUE);
-        let shared = Shared {
-            traffic,
-            open_streams: AtomicUsize::new(0),
-            last_echo: AtomicI64::new(0),
-            rtt: AtomicU64::new(u64::MAX),
-            parting: CancellationToken::new(),
-            ended: CancellationToken::new(),
-            end_reason: OnceLock::new(),
-        };
-        let tunnel = Self {
-            commands,
-            slots: Arc::new(Semaphore::new(settings.max_streams)),
-            shared: Arc::new(shared),
-        };
-        (tunnel, receiver)
-    }
-
     /// Opens a stream; nothing is sent before its first byte is written.
     ///
     /// # Errors
     /// [`OpenError::Busy`] at the stream limit, [`OpenError::Ended`] when the tunnel is gone.
-    pub async fn open(&self) -> Result<TunnelStream, OpenError> {
-        if self.is_ended() {
-            return Err(OpenError::Ended);
-        }
-        let slot = Arc::clone(&self.slots)
-            .try_acquire_owned()
-            .map_err(|_| OpenError::Busy)?;
-        let stream = self.request_stream().await?;
-        Ok(TunnelStream::new(
-            stream,
-            Some(slot),
-            Arc::clone(&self.shared),
-        ))
+    pub fn open(&self) -> Result<TunnelStream, OpenError> {
+        self.shared.open(true)
     }
 
-    /// Opens the control stream, which takes no slot.
+    /// Opens the control stream, which does not count towards the limit.
     ///
     /// # Errors
     /// [`OpenError::Ended`] when the tunnel is gone.
-    pub async fn open_control(&self) -> Result<TunnelStream, OpenError> {
-        let stream = self.request_stream().await?;
-        Ok(TunnelStream::new(stream, None, Arc::clone(&self.shared)))
-    }
-
-    async fn request_stream(&self) -> Result<yamux::Stream, OpenError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .try_send(Command::Open(reply))
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => OpenError::Busy,
-                mpsc::error::TrySendError::Closed(_) => OpenError::Ended,
-            })?;
-        answer.await.unwrap_or(Err(OpenError::Ended))
+    pub fn open_control(&self) -> Result<TunnelStream, OpenError> {
+        self.shared.open(false)
     }
 
     /// Asks the driver to end the tunnel; later calls change nothing.
-    pub async fn close(&self, reason: CloseReason) {
-        // An error means that the driver is gone already.
-        let _ = self.commands.send(Command::Close(reason)).await;
+    pub fn close(&self, reason: CloseReason) {
+        let mut table = self.shared.table();
+        table.close.get_or_insert(reason);
+        self.shared.call_driver(table);
     }
 
     /// Whether the tunnel has ended.

@@ -1,92 +1,142 @@
 //! One stream of a tunnel as a tokio byte stream.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use futures_util::io::{AsyncRead as _, AsyncWrite as _};
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::Shared;
+use super::frame::{Header, Kind};
+use super::mux::{Cell, Shared, lock};
+use super::outbox::MAX_BODY;
+use super::stream_state::StreamState;
 
-/// A byte stream inside a tunnel. Shutting it down closes only the sending half; dropping it before
-/// the other side has finished resets it.
+/// A byte stream inside a tunnel. Shutting it down closes only the sending half; dropping it before both
+/// halves are complete resets it, so that the other side does not take what it has for the whole.
 pub struct TunnelStream {
-    inner: yamux::Stream,
-    slot: Option<OwnedSemaphorePermit>,
+    id: u32,
+    cell: Arc<Cell>,
     shared: Arc<Shared>,
-    shut_down: bool,
-    /// The crate does not wake those who wait when this side closes a connection. Reading and writing
-    /// may wait in different tasks.
-    parting_read: Parting,
-    parting_write: Parting,
-}
-
-type Parting = Pin<Box<WaitForCancellationFutureOwned>>;
-
-/// What the crate says, or a reset when it has nothing to say and never will have.
-fn or_reset<T>(
-    polled: Poll<io::Result<T>>,
-    parting: &mut Parting,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<T>> {
-    if polled.is_pending() && parting.as_mut().poll(cx).is_ready() {
-        return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-    }
-    polled
+    /// Whether it counts towards the tunnel's limit.
+    slot: bool,
+    /// The rest of what was taken from the stream's buffer last.
+    piece: BytesMut,
 }
 
 impl TunnelStream {
-    pub(super) fn new(
-        inner: yamux::Stream,
-        slot: Option<OwnedSemaphorePermit>,
-        shared: Arc<Shared>,
-    ) -> Self {
-        if slot.is_some() {
-            shared.open_streams.fetch_add(1, Ordering::Relaxed);
-        }
-        let parting = || Box::pin(shared.parting.clone().cancelled_owned());
+    pub(super) fn new(id: u32, cell: Arc<Cell>, shared: Arc<Shared>, slot: bool) -> Self {
         Self {
-            parting_read: parting(),
-            parting_write: parting(),
-            inner,
-            slot,
+            id,
+            cell,
             shared,
-            shut_down: false,
+            slot,
+            piece: BytesMut::new(),
         }
     }
 
-    /// Sends an empty first frame, so that the opener learns that the stream is accepted.
-    ///
-    /// # Errors
-    /// When the tunnel has ended.
-    pub async fn acknowledge(&mut self) -> io::Result<()> {
-        std::future::poll_fn(|cx| Pin::new(&mut self.inner).poll_write(cx, &[])).await?;
-        Ok(())
-    }
-}
-
-impl TunnelStream {
-    /// Whether an end of data means that the stream was reset or its tunnel lost: the crate reports
-    /// both like a clean end, which would make a truncated body look complete.
-    fn was_cut_off(&self) -> bool {
-        match self.shut_down {
-            // Nothing but a reset closes both halves while this side has not closed its own.
-            false => self.inner.is_closed(),
-            true => self.shared.parting.is_cancelled(),
+    /// Makes `piece` hold what comes next; it stays empty at the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.piece.is_empty() {
+            return Poll::Ready(Ok(()));
         }
+        let mut state = lock(&self.cell);
+        if let Some(piece) = state.pop() {
+            // No piece is larger than a window.
+            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            self.shared.credit(self.id, &mut state, length);
+            drop(state);
+            self.piece = piece;
+            return Poll::Ready(Ok(()));
+        }
+        if state.remote_fin {
+            return Poll::Ready(Ok(()));
+        }
+        if state.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Lets the other side know of a stream on which nothing was sent yet.
+    fn announce(&self, state: &mut StreamState) {
+        let mut table = self.shared.table();
+        let flags = self.shared.take_syn(&mut table, state);
+        if flags != 0 {
+            table.outbox.push_header(Header {
+                kind: Kind::WindowUpdate,
+                flags,
+                stream: self.id,
+                length: state.take_extra(),
+            });
+            self.shared.call_driver(table);
+        }
+    }
+
+    /// An empty write lets the other side know of a fresh stream.
+    fn poll_send<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Poll<io::Result<usize>> {
+        let length: usize = parts.clone().map(<[u8]>::len).sum();
+        let mut state = lock(&self.cell);
+        if state.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if state.local_fin {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if length == 0 {
+            self.announce(&mut state);
+            return Poll::Ready(Ok(0));
+        }
+        if state.send_window == 0 {
+            state.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let length = length.min(MAX_BODY).min(state.send_window as usize);
+        let mut table = self.shared.table();
+        if table.parting {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if state.syn_due && !Shared::may_begin(&mut table, self.id, cx.waker()) {
+            return Poll::Pending;
+        }
+        if !table.outbox.admits(length, state.round) {
+            table.outbox.wait(self.id, cx.waker());
+            return Poll::Pending;
+        }
+        state.round = table.outbox.round();
+        state.send_window -= length as u32;
+        let mut flags = self.shared.take_syn(&mut table, &mut state);
+        let extra = state.take_extra();
+        if extra > 0 {
+            table.outbox.push_header(Header {
+                kind: Kind::WindowUpdate,
+                flags: std::mem::take(&mut flags),
+                stream: self.id,
+                length: extra,
+            });
+        }
+        let header = Header {
+            kind: Kind::Data,
+            flags,
+            stream: self.id,
+            length: length as u32,
+        };
+        table.outbox.push_data(header, parts);
+        self.shared.call_driver(table);
+        Poll::Ready(Ok(length))
     }
 }
 
 impl Drop for TunnelStream {
     fn drop(&mut self) {
-        if self.slot.is_some() {
-            self.shared.open_streams.fetch_sub(1, Ordering::Relaxed);
-        }
+        let mut state = lock(&self.cell);
+        self.shared.release(self.id, &mut state, self.slot);
     }
 }
 
@@ -100,12 +150,10 @@ impl AsyncRead for TunnelStream {
             return Poll::Ready(Ok(()));
         }
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_read(cx, buf.initialize_unfilled());
-        let read = ready!(or_reset(polled, &mut this.parting_read, cx))?;
-        if read == 0 && this.was_cut_off() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        buf.advance(read);
+        std::task::ready!(this.poll_piece(cx))?;
+        let taken = this.piece.len().min(buf.remaining());
+        buf.put_slice(&this.piece[..taken]);
+        this.piece.advance(taken);
         Poll::Ready(Ok(()))
     }
 }
@@ -116,22 +164,36 @@ impl AsyncWrite for TunnelStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_write(cx, buf);
-        or_reset(polled, &mut this.parting_write, cx)
+        self.get_mut().poll_send(cx, std::iter::once(buf))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_flush(cx);
-        or_reset(polled, &mut this.parting_write, cx)
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, bufs.iter().map(|buf| &**buf))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// What was written is on its way already.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_close(cx);
-        ready!(or_reset(polled, &mut this.parting_write, cx))?;
-        this.shut_down = true;
+        let mut state = lock(&this.cell);
+        if state.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if !state.local_fin {
+            state.local_fin = true;
+            this.shared.finish(this.id, &mut state);
+        }
         Poll::Ready(Ok(()))
     }
 }

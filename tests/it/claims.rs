@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use edgecloud::tunnel::control::{ControlMessage, ControlStream};
-use edgecloud::tunnel::{Metered, Side, Tunnel, TunnelSettings};
+use edgecloud::tunnel::{Side, Tunnel, TunnelSettings, WindowBudget};
 use edgecloud::types::Clock;
 use http::Method;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::support::{
     Browser, Manner, RawDevice, Request, TestCloud, eventually, on_both_topologies, text, within,
@@ -124,20 +123,14 @@ async fn tu_18_a_hello_that_names_another_device_is_its_tokens_device_and_audite
         heartbeat: Duration::from_secs(15),
         max_streams: 512,
         window_budget: 0,
+        process_budget: WindowBudget::new(0),
         max_message_bytes: 2 << 20,
         clock: Clock::system(),
     };
-    let socket = WebSocketStream::from_raw_socket(
-        Metered::new(socket),
-        Role::Client,
-        Some(settings.websocket()),
-    )
-    .await;
-    let (_tunnel, driver, mut incoming) = Tunnel::over(socket, &settings);
+    let (_tunnel, driver, mut incoming) = Tunnel::over(socket, Bytes::new(), &settings);
     let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(driver.run()));
     let stream = within("the control stream", incoming.recv()).await;
-    let mut stream = stream.expect("the tunnel is open");
-    stream.acknowledge().await.expect("the stream is open");
+    let stream = stream.expect("the tunnel is open");
     let mut control = ControlStream::new(stream);
     let hello = ControlMessage::Hello {
         origin_host: None,

@@ -6,6 +6,7 @@ mod tunnels;
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,7 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
 use super::*;
 use crate::tunnel::control::{ControlMessage, ControlStream};
-use crate::tunnel::{CloseReason, Metered, SUBPROTOCOL, Tunnel, TunnelStream};
+use crate::tunnel::{CloseReason, SUBPROTOCOL, Tunnel, TunnelStream, WindowBudget};
 use crate::types::NodeId;
 
 const TOKEN: &str = "edt_canary";
@@ -48,6 +49,7 @@ fn settings(side: Side) -> TunnelSettings {
         heartbeat: HEARTBEAT,
         max_streams: 16,
         window_budget: WINDOW_BUDGET,
+        process_budget: WindowBudget::new(WINDOW_BUDGET),
         max_message_bytes: MAX_MESSAGE_BYTES,
         clock: Clock::system(),
     }
@@ -94,13 +96,10 @@ impl Cloud {
             subprotocol,
             ..settings(Side::Proxy)
         };
-        let ws = tokio_tungstenite::accept_hdr_async_with_config(
-            Metered::new(tcp),
-            callback,
-            Some(settings.websocket()),
-        );
+        let ws = tokio_tungstenite::accept_hdr_async(tcp, callback);
         let ws = within(ws).await.expect("a WebSocket handshake");
-        let (tunnel, task, _) = Tunnel::over(ws, &settings);
+        // A device waits for the answer before it sends anything.
+        let (tunnel, task, _) = Tunnel::over(ws.into_inner(), Bytes::new(), &settings);
         tokio::task::spawn(task.run());
         Proxy { tunnel, head }
     }
@@ -123,7 +122,7 @@ impl Cloud {
 
 impl Proxy {
     async fn say_hello(&self) -> (ControlStream<TunnelStream>, Option<String>) {
-        let stream = self.tunnel.open_control().await.expect("open");
+        let stream = self.tunnel.open_control().expect("open");
         let mut control = ControlStream::new(stream);
         let hello = ControlMessage::Hello {
             origin_host: None,
@@ -140,7 +139,7 @@ impl Proxy {
 
     /// Opens a stream and writes to it.
     async fn ask(&self, bytes: &str) -> TunnelStream {
-        let mut stream = self.tunnel.open().await.expect("open");
+        let mut stream = self.tunnel.open().expect("open");
         stream.write_all(bytes.as_bytes()).await.expect("write");
         stream
     }

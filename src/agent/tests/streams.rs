@@ -35,8 +35,8 @@ async fn setup_with(origin: TcpListener, addr: SocketAddr, allow_tcp: &[SocketAd
 async fn two_requests_on_one_stream_use_one_connection() {
     let setup = setup().await;
     // A stream on which nothing is asked holds no connection: the first one is another's.
-    let mut idle = setup.proxy.tunnel.open().await.expect("open");
-    idle.acknowledge().await.expect("its first frame leaves");
+    let mut idle = setup.proxy.tunnel.open().expect("open");
+    idle.write(&[]).await.expect("its first frame leaves");
     let mut stream = setup.proxy.ask(REQUEST).await;
     let mut origin = accept(&setup.origin).await;
     for _ in 0..2 {
@@ -176,7 +176,7 @@ async fn a_tunnel_that_is_lost_resets_the_origins_connection() {
     let _stream = setup.proxy.ask("POST / HTTP/1.1\r\n\r\nhalf a bo").await;
     let mut origin = accept(&setup.origin).await;
     read_exactly(&mut origin, "POST / HTTP/1.1\r\n\r\nhalf a bo").await;
-    setup.proxy.tunnel.close(CloseReason::Restarting).await;
+    setup.proxy.tunnel.close(CloseReason::Restarting);
     let error = within(origin.read_u8()).await.expect_err("cut off");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }

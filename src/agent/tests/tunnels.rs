@@ -16,8 +16,8 @@ async fn refusal(answer: &str) -> ConnectError {
     let cloud = Cloud::start().await;
     let links = Links::new(None).expect("the system's certificates");
     let state = state(&format!("ws://{}", cloud.addr));
-    let (settings, clock) = (settings(Side::Device), Clock::system());
-    let connecting = connect(&links, &state, settings.websocket(), &clock);
+    let clock = Clock::system();
+    let connecting = connect(&links, &state, &clock);
     let (connected, request) = tokio::join!(within(connecting), cloud.answer(answer));
     assert!(request.starts_with("GET /tunnel HTTP/1.1\r\n"), "{request}");
     let error = connected.err().expect("no tunnel");
@@ -103,7 +103,7 @@ async fn a_lost_tunnel_is_followed_by_another() {
     let mut device = Device::start(&cloud, nobody().await, &[]).await;
     let (proxy, control, _) = cloud.session().await;
     device.becomes(AgentStatus::Connected).await;
-    proxy.tunnel.close(CloseReason::Restarting).await;
+    proxy.tunnel.close(CloseReason::Restarting);
     device.becomes(AgentStatus::Connecting).await;
     drop((proxy, control));
     let (_proxy, _control, _) = cloud.session().await;
@@ -171,7 +171,7 @@ async fn a_revoked_device_is_parked() {
     let mut device = Device::start(&cloud, nobody().await, &[]).await;
     let (proxy, mut control, _) = cloud.session().await;
     control.send(&ControlMessage::Revoked).await.expect("send");
-    proxy.tunnel.close(CloseReason::Revoked).await;
+    proxy.tunnel.close(CloseReason::Revoked);
     device.becomes(AgentStatus::Parked).await;
 }
 
@@ -244,8 +244,8 @@ async fn the_token_goes_to_a_server_with_the_right_certificate_only() {
         let ca_file = trusted.then(|| ca_file.path());
         let links = Links::new(ca_file).expect("certificates");
         let state = state(&format!("wss://localhost:{}", addr.port()));
-        let (settings, clock) = (settings(Side::Device), Clock::system());
-        let connecting = connect(&links, &state, settings.websocket(), &clock);
+        let clock = Clock::system();
+        let connecting = connect(&links, &state, &clock);
         let error = within(connecting).await.err().expect("no tunnel");
         let seen = within(serving).await.expect("no panic");
         match sent {

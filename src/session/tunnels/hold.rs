@@ -5,8 +5,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Admitted, HELLO_DEADLINE, Hello, Tunnels, is_host};
@@ -17,7 +15,7 @@ use crate::session::local::SessionParts;
 use crate::session::registry::Insertion;
 use crate::store::{AuditActor, AuditEntry, NewSession};
 use crate::tunnel::control::{ControlMessage, ControlStream};
-use crate::tunnel::{CloseReason, EndReason, Metered, Side, Tunnel, TunnelSettings};
+use crate::tunnel::{CloseReason, EndReason, Side, Tunnel, TunnelSettings};
 use crate::types::{DeviceId, TenantId, Timestamp};
 
 /// Messages to a device's control stream that wait.
@@ -29,14 +27,7 @@ impl Tunnels {
     /// Keeps one device's session from its first to its last byte.
     pub(super) async fn keep(&self, mut admitted: Admitted, connection: Connection, ahead: Bytes) {
         let settings = self.settings(admitted.subprotocol);
-        let ws = WebSocketStream::from_partially_read(
-            Metered::new(connection),
-            ahead.into(),
-            Role::Server,
-            Some(settings.websocket()),
-        )
-        .await;
-        let (tunnel, task, _) = Tunnel::over(ws, &settings);
+        let (tunnel, task, _) = Tunnel::over(connection, ahead, &settings);
         let driver = AbortOnDropHandle::new(self.0.sessions.spawn(task.run()));
         let control = match admitted.subprotocol {
             true => self.say_hello(&tunnel).await,
@@ -70,6 +61,7 @@ impl Tunnels {
             heartbeat: policy.heartbeat,
             max_streams: policy.max_streams,
             window_budget: policy.window_budget,
+            process_budget: policy.process_budget.clone(),
             max_message_bytes: policy.max_message_bytes,
             clock: self.0.clock.clone(),
         }
@@ -82,7 +74,7 @@ impl Tunnels {
         tunnel: &Tunnel,
     ) -> Option<(ControlStream<crate::tunnel::TunnelStream>, Hello)> {
         let exchange = async {
-            let mut control = ControlStream::new(tunnel.open_control().await.ok()?);
+            let mut control = ControlStream::new(tunnel.open_control().ok()?);
             let node_id = Some(self.0.node.id().to_string());
             let hello = ControlMessage::Hello {
                 origin_host: None,
@@ -146,12 +138,12 @@ impl Tunnels {
         let epoch = match store.begin_session(new, connected_at).await {
             Ok(Some(begun)) => begun.epoch,
             Ok(None) => {
-                tunnel.close(CloseReason::Revoked).await;
+                tunnel.close(CloseReason::Revoked);
                 return None;
             }
             Err(error) => {
                 tracing::warn!(%error, device = %admitted.device, "a session could not begin");
-                tunnel.close(CloseReason::Restarting).await;
+                tunnel.close(CloseReason::Restarting);
                 return None;
             }
         };

@@ -23,7 +23,7 @@ use crate::net::{
     Peer, RateLimit, TrustedProxies, offers_subprotocol, switch_to_websocket, upgraded_connection,
     websocket_accept,
 };
-use crate::tunnel::SUBPROTOCOL;
+use crate::tunnel::{SUBPROTOCOL, WindowBudget};
 use crate::types::{Clock, DeviceId, TenantId};
 
 /// How long a device may take to switch protocols, and then to say hello.
@@ -48,6 +48,8 @@ pub struct TunnelPolicy {
     pub max_message_bytes: usize,
     /// How far the windows of one session may grow together, in bytes.
     pub window_budget: usize,
+    /// How far those of all sessions may.
+    pub process_budget: WindowBudget,
     /// How long the streams of a superseded session may go on.
     pub drain_timeout: Duration,
     /// Wrong tokens of one address in a minute that are told apart from too many.

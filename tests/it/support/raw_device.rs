@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgecloud::tunnel::{EndReason, Metered, Side, Tunnel, TunnelSettings, TunnelStream};
+use edgecloud::tunnel::{EndReason, Side, Tunnel, TunnelSettings, TunnelStream, WindowBudget};
 use edgecloud::types::Clock;
 use http::{Method, Response};
 use http_body_util::Full;
@@ -14,8 +14,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::browser::{Anonymous, Browser, text};
@@ -93,17 +91,12 @@ impl RawDevice {
             heartbeat: Duration::from_secs(15),
             max_streams: 512,
             window_budget: 0,
+            process_budget: WindowBudget::new(0),
             max_message_bytes: 2 << 20,
             clock: Clock::system(),
         };
         // The cloud says nothing before the first request, so that nothing was read ahead.
-        let socket = WebSocketStream::from_raw_socket(
-            Metered::new(socket),
-            Role::Client,
-            Some(settings.websocket()),
-        )
-        .await;
-        let (tunnel, driver, mut incoming) = Tunnel::over(socket, &settings);
+        let (tunnel, driver, mut incoming) = Tunnel::over(socket, Bytes::new(), &settings);
         let driver = AbortOnDropHandle::new(tokio::spawn(driver.run()));
         let streams = tokio::spawn(async move {
             let mut streams = JoinSet::new();
@@ -150,9 +143,6 @@ impl ServedDevice {
 }
 
 async fn treat(mut stream: TunnelStream, manner: Manner) {
-    if stream.acknowledge().await.is_err() {
-        return;
-    }
     match manner {
         Manner::Says(text) => {
             let service = service_fn(move |_| async move {

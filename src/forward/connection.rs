@@ -1,0 +1,162 @@
+//! One HTTP/1.1 connection to an origin, on one stream of a session.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::request_body::RequestBody;
+use crate::session::SessionStream;
+
+/// Largest response head, and what is read ahead of a slow caller, in bytes.
+const MAX_BUFFER: usize = 128 * 1024;
+/// Most header fields of a response.
+const MAX_HEADERS: usize = 128;
+
+type Http1 = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
+
+/// An HTTP/1.1 connection to an origin. Dropping it resets its stream.
+pub struct OriginConnection {
+    /// Sends requests.
+    pub sender: SendRequest<RequestBody>,
+    /// Moves their bytes, and those of the responses.
+    pub driver: ConnectionDriver,
+    heard: Arc<AtomicBool>,
+}
+
+impl OriginConnection {
+    /// Begins HTTP on a fresh stream.
+    ///
+    /// # Errors
+    /// When the stream has ended already.
+    pub async fn begin(stream: SessionStream) -> Result<Self, hyper::Error> {
+        let heard = Arc::new(AtomicBool::new(false));
+        let stream = Listening {
+            stream,
+            heard: Arc::clone(&heard),
+        };
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_BUFFER)
+            .max_headers(MAX_HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let connection: Http1 = Box::pin(connection.with_upgrades());
+        Ok(Self {
+            sender,
+            driver: ConnectionDriver(Arc::new(Mutex::new(Some(connection)))),
+            heard,
+        })
+    }
+
+    /// Forgets what was received so far.
+    pub fn begin_exchange(&self) {
+        self.heard.store(false, Ordering::Release);
+    }
+
+    /// Whether a byte came from the device since [`OriginConnection::begin_exchange`].
+    pub fn has_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    /// Whether a connection on which nothing is under way can take a request.
+    pub fn is_usable(&self) -> bool {
+        self.driver.is_alive() && self.sender.is_ready()
+    }
+}
+
+/// Reads and writes for a connection. Whoever waits for the connection drives it: a task of its own for
+/// each would cost two more turns of the scheduler on every request. Cheap to clone.
+#[derive(Clone)]
+pub struct ConnectionDriver(Arc<Mutex<Option<Http1>>>);
+
+impl ConnectionDriver {
+    fn connection(&self) -> MutexGuard<'_, Option<Http1>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves what can be moved; ready when the connection has ended.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut connection = self.connection();
+        if let Some(open) = &mut *connection {
+            if let Err(error) = ready!(open.as_mut().poll(cx)) {
+                tracing::debug!(%error, "a connection to an origin ended early");
+            }
+            *connection = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// Moves bytes until the connection has ended.
+    pub async fn run(&self) {
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// Looks at a connection that nobody waits for.
+    fn is_alive(&self) -> bool {
+        self.poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+    }
+
+    /// Cuts the connection, whoever drives it.
+    pub fn cut(&self) {
+        let cut = self.connection().take();
+        drop(cut);
+    }
+}
+
+/// A stream that remembers whether anything came.
+struct Listening {
+    stream: SessionStream,
+    heard: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Listening {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.heard.store(true, Ordering::Release);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Listening {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
