@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/rand"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/hashicorp/yamux"
+)
+
+// Identity is what a device keeps. It gets it once, in exchange for a pairing code.
+type Identity struct {
+	DeviceID  string `json:"device_id"`
+	Token     string `json:"token"`
+	TunnelURL string `json:"tunnel_url"`
+}
+
+func pair(cloud, code string) (id Identity, err error) {
+	body, _ := json.Marshal(map[string]any{"code": code, "device": map[string]string{"name": "go device"}})
+	answer, err := http.Post(cloud+"/api/pairing/exchange", "application/json", bytes.NewReader(body))
+	if err != nil {
+		return id, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return id, errors.New("pairing: " + answer.Status)
+	}
+	err = json.NewDecoder(answer.Body).Decode(&id)
+	return id, err
+}
+
+// connect opens a tunnel; without one it says how long to wait at least.
+func connect(id Identity) (io.ReadWriteCloser, time.Duration, error) {
+	header := http.Header{"Authorization": {"Bearer " + id.Token}, "Edgecloud-Agent": {"go-device/1"}}
+	ws, answer, err := websocket.DefaultDialer.Dial(id.TunnelURL+"/tunnel", header)
+	switch {
+	case err == nil:
+		return &stream{Conn: ws}, 0, nil
+	case answer == nil:
+		return nil, 0, err
+	case answer.StatusCode == http.StatusUnauthorized:
+		return nil, time.Hour, err // removed, or its token was replaced
+	}
+	seconds, _ := strconv.Atoi(answer.Header.Get("Retry-After"))
+	return nil, time.Duration(seconds) * time.Second, err
+}
+
+// serve answers the cloud's requests, each in a stream, until the tunnel ends.
+func serve(tunnel io.ReadWriteCloser, config *yamux.Config, server *http.Server) error {
+	session, err := yamux.Server(tunnel, config)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	return server.Serve(session)
+}
+
+// pause is an exponential backoff with full jitter, from 0.5 s to 30 s.
+func pause(failures int) time.Duration {
+	longest := 30 * time.Second
+	if failures < 6 {
+		longest = 500 * time.Millisecond << failures
+	}
+	return time.Duration(rand.Int63n(int64(longest)))
+}
+
+// stream makes a byte stream of binary messages, whose boundaries mean nothing.
+type stream struct {
+	*websocket.Conn
+	message io.Reader
+}
+
+func (s *stream) Read(p []byte) (n int, err error) {
+	for {
+		if s.message == nil {
+			if _, s.message, err = s.NextReader(); err != nil {
+				return 0, err
+			}
+		}
+		if n, err = s.message.Read(p); err == io.EOF {
+			s.message, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	return len(p), s.WriteMessage(websocket.BinaryMessage, p)
+}
