@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log"
 	"math/rand"
 	"net/http"
 	"strconv"
@@ -35,20 +36,67 @@ func pair(cloud, code string) (id Identity, err error) {
 	return id, err
 }
 
-// connect opens a tunnel; without one it says how long to wait at least.
+// keep holds one tunnel after the other.
+func keep(id Identity, serve func(tunnel io.ReadWriteCloser) error) {
+	for failures := 0; ; {
+		began := time.Now()
+		tunnel, wait, err := connect(id)
+		if err == nil {
+			err = serve(tunnel)
+			if websocket.IsCloseError(err, 4401) {
+				wait = time.Hour // revoked
+			} else if time.Since(began) > time.Minute {
+				failures = 0
+			}
+		}
+		wait += time.Duration(rand.Int63n(int64(500 * time.Millisecond << failures)))
+		if failures < 5 {
+			failures++
+		}
+		log.Printf("no tunnel for %s: %v", wait, err)
+		time.Sleep(wait)
+	}
+}
+
+// connect opens a tunnel, or says how long to wait at least.
 func connect(id Identity) (io.ReadWriteCloser, time.Duration, error) {
 	header := http.Header{"Authorization": {"Bearer " + id.Token}, "Edgecloud-Agent": {"go-device/1"}}
 	ws, answer, err := websocket.DefaultDialer.Dial(id.TunnelURL+"/tunnel", header)
-	switch {
-	case err == nil:
+	if err == nil {
 		return &stream{Conn: ws}, 0, nil
-	case answer == nil:
+	}
+	if answer == nil {
 		return nil, 0, err
-	case answer.StatusCode == http.StatusUnauthorized:
+	}
+	if answer.StatusCode == http.StatusUnauthorized {
 		return nil, time.Hour, err // removed, or its token was replaced
 	}
 	seconds, _ := strconv.Atoi(answer.Header.Get("Retry-After"))
 	return nil, time.Duration(seconds) * time.Second, err
+}
+
+// stream makes a byte stream of binary messages, whose boundaries mean nothing.
+type stream struct {
+	*websocket.Conn
+	message io.Reader
+}
+
+func (s *stream) Read(p []byte) (n int, err error) {
+	for n == 0 && err == nil {
+		if s.message == nil {
+			if _, s.message, err = s.NextReader(); err != nil {
+				return 0, err
+			}
+		}
+		if n, err = s.message.Read(p); err == io.EOF {
+			s.message, err = nil, nil
+		}
+	}
+	return n, err
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	return len(p), s.WriteMessage(websocket.BinaryMessage, p)
 }
 
 // serve answers the cloud's requests, each in a stream, until the tunnel ends.
@@ -59,39 +107,4 @@ func serve(tunnel io.ReadWriteCloser, config *yamux.Config, server *http.Server)
 	}
 	defer session.Close()
 	return server.Serve(session)
-}
-
-// pause is an exponential backoff with full jitter, from 0.5 s to 30 s.
-func pause(failures int) time.Duration {
-	longest := 30 * time.Second
-	if failures < 6 {
-		longest = 500 * time.Millisecond << failures
-	}
-	return time.Duration(rand.Int63n(int64(longest)))
-}
-
-// stream makes a byte stream of binary messages, whose boundaries mean nothing.
-type stream struct {
-	*websocket.Conn
-	message io.Reader
-}
-
-func (s *stream) Read(p []byte) (n int, err error) {
-	for {
-		if s.message == nil {
-			if _, s.message, err = s.NextReader(); err != nil {
-				return 0, err
-			}
-		}
-		if n, err = s.message.Read(p); err == io.EOF {
-			s.message, err = nil, nil
-		}
-		if n > 0 || err != nil {
-			return n, err
-		}
-	}
-}
-
-func (s *stream) Write(p []byte) (int, error) {
-	return len(p), s.WriteMessage(websocket.BinaryMessage, p)
 }

@@ -20,7 +20,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/hashicorp/yamux"
 )
 
@@ -49,24 +48,12 @@ func main() {
 	config := yamux.DefaultConfig()
 	config.KeepAliveInterval = *keepalive
 	server := &http.Server{Handler: handler, ConnContext: keepStream}
-	for failures := 0; ; failures++ {
-		began := time.Now()
-		tunnel, wait, err := connect(id)
-		if err == nil {
-			stats.begin()
-			err = serve(newTap(tunnel, *latency), config, server)
-			stats.end(err)
-			if websocket.IsCloseError(err, 4401) {
-				wait = time.Hour // revoked
-			}
-			if time.Since(began) > time.Minute {
-				failures = 0
-			}
-		}
-		wait += pause(failures)
-		log.Printf("no tunnel for %s: %v", wait, err)
-		time.Sleep(wait)
-	}
+	keep(id, func(tunnel io.ReadWriteCloser) error {
+		stats.begin()
+		err := serve(newTap(tunnel, *latency), config, server)
+		stats.end(err)
+		return err
+	})
 }
 
 // identity reads the device's identity, or pairs it and writes it down.

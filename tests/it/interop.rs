@@ -1,6 +1,7 @@
 //! A device that is not ours: the usual Go parts, hashicorp/yamux over gorilla/websocket, paired and reached like any
 //! other. What such a device may rely on is written down in `docs/protocol.md`.
 
+use futures_util::future::join_all;
 use futures_util::stream;
 use http::Method;
 use serde_json::json;
@@ -48,7 +49,7 @@ impl Scene {
 
     async fn set_with(cloud: TestCloud, more: &[&'static str]) -> Self {
         let alice = Browser::sign_in(&cloud, "alice").await;
-        let device = GoDevice::pair_with(&cloud, &alice, more).await;
+        let device = GoDevice::pair(&cloud, &alice, more).await;
         Self {
             cloud,
             alice,
@@ -247,23 +248,20 @@ async fn tu_15_a_go_device_keeps_its_tunnel_when_there_are_too_many_requests(clo
         assert_eq!(answer.expect(200).text(), "end\n");
     }
     // Who asks again when told so gets an answer in the end.
-    let crowd = (0..CROWD).map(|_| {
-        let (alice, id) = (scene.alice.clone(), scene.device.id.clone());
-        async move {
-            eventually("an answer", async || {
-                let answer = alice.forward(&id, Method::GET, "/echo").send().await;
-                match answer.status.as_u16() {
-                    200 => Some(()),
-                    _ => {
-                        answer.expect_problem(503, "device_busy");
-                        None
-                    }
+    let patient = (0..CROWD).map(|_| async {
+        eventually("an answer", async || {
+            let answer = scene.get("/echo").await;
+            match answer.status.as_u16() {
+                200 => Some(()),
+                _ => {
+                    answer.expect_problem(503, "device_busy");
+                    None
                 }
-            })
-            .await;
-        }
+            }
+        })
+        .await;
     });
-    crowd.collect::<JoinSet<_>>().join_all().await;
+    join_all(patient).await;
     scene.is_in_its_first_tunnel().await;
 }
 

@@ -29,13 +29,9 @@ pub struct GoDevice {
 }
 
 impl GoDevice {
-    /// Pairs a new device with the tenant of `owner`, and waits until it is online.
-    pub async fn pair(cloud: &TestCloud, owner: &Browser) -> Self {
-        Self::pair_with(cloud, owner, &[]).await
-    }
-
-    /// As [`GoDevice::pair`], with more arguments.
-    pub async fn pair_with(cloud: &TestCloud, owner: &Browser, more: &[&'static str]) -> Self {
+    /// Pairs a new device with the tenant of `owner`, with more arguments for its program, and waits
+    /// until it is online.
+    pub async fn pair(cloud: &TestCloud, owner: &Browser, more: &[&'static str]) -> Self {
         let (_, code) = owner.pairing_code().await;
         let home = TempDir::new().expect("make a directory for a device");
         let pairing = ["--cloud", cloud.public_url(), "--pair", &code];
