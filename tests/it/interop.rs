@@ -378,3 +378,17 @@ async fn a_single_write_larger_than_the_window_arrives(cloud: TestCloud) {
     assert!(largest <= LARGEST_WINDOW, "{largest}");
     scene.is_in_its_first_tunnel().await;
 }
+
+#[test]
+fn the_go_code_in_the_docs_is_what_the_tests_use() {
+    let docs = include_str!("../../docs/protocol.md");
+    let device = include_str!("../interop/device.go");
+    let blocks = docs.split("```go\n").skip(1);
+    let blocks: Vec<_> = blocks
+        .map(|rest| rest.split_once("```").expect("the end of a block").0)
+        .collect();
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        assert!(device.contains(block), "not in device.go:\n{block}");
+    }
+}
