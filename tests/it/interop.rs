@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Answer, Browser, GoDevice, Part, Pattern, Request, TestCloud, Topology, eventually,
+    Answer, Browser, GoDevice, Pattern, Request, TestCloud, Topology, eventually,
     on_both_topologies, within,
 };
 
@@ -20,10 +20,6 @@ on_both_topologies![
     fw_16_a_gigabyte_passes_each_way_between_a_caller_and_a_go_device,
     five_hundred_requests_at_once_reach_a_go_device,
     tu_15_a_go_device_keeps_its_tunnel_when_there_are_too_many_requests,
-    keepalives_of_a_go_device_are_answered,
-    a_go_device_that_was_started_again_is_reached,
-    ug_01_a_go_device_comes_back_after_a_restart,
-    tu_11_streams_that_a_go_device_opens_are_reset_and_harm_nobody,
     a_single_write_larger_than_the_window_arrives,
 ];
 
@@ -36,18 +32,18 @@ const MAX_GROWTH: u64 = 64 << 20;
 const CROWD: usize = 500;
 
 /// Alice and her device.
-struct Scene {
-    cloud: TestCloud,
-    alice: Browser,
-    device: GoDevice,
+pub struct Scene {
+    pub cloud: TestCloud,
+    pub alice: Browser,
+    pub device: GoDevice,
 }
 
 impl Scene {
-    async fn set(cloud: TestCloud) -> Self {
+    pub async fn set(cloud: TestCloud) -> Self {
         Self::set_with(cloud, &[]).await
     }
 
-    async fn set_with(cloud: TestCloud, more: &[&'static str]) -> Self {
+    pub async fn set_with(cloud: TestCloud, more: &[&'static str]) -> Self {
         let alice = Browser::sign_in(&cloud, "alice").await;
         let device = GoDevice::pair(&cloud, &alice, more).await;
         Self {
@@ -57,16 +53,16 @@ impl Scene {
         }
     }
 
-    fn request(&self, method: Method, path: &str) -> Request {
+    pub fn request(&self, method: Method, path: &str) -> Request {
         self.alice.forward(&self.device.id, method, path)
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Answer {
         self.request(Method::GET, path).send().await
     }
 
     /// The device answers, and in the same tunnel as from the beginning.
-    async fn is_in_its_first_tunnel(&self) {
+    pub async fn is_in_its_first_tunnel(&self) {
         self.get("/echo").await.expect(200);
         let stats = self.device.stats().await;
         assert_eq!(stats["tunnels"], 1, "{stats}");
@@ -262,98 +258,6 @@ async fn tu_15_a_go_device_keeps_its_tunnel_when_there_are_too_many_requests(clo
         .await;
     });
     join_all(patient).await;
-    scene.is_in_its_first_tunnel().await;
-}
-
-async fn keepalives_of_a_go_device_are_answered(cloud: TestCloud) {
-    let scene = Scene::set_with(cloud, &["--keepalive", "1s"]).await;
-    // A ping is sent only when the one before was answered.
-    scene.device.wait_for_stat("pings", 5).await;
-    // While the tunnel is busy, too.
-    let pings = scene.get("/stats").await.json()["pings"].as_u64();
-    let pings = pings.expect("a number");
-    let events = scene.request(Method::GET, "/events").open().await;
-    scene.device.wait_for_stat("pings", pings + 3).await;
-    drop(events);
-    scene.is_in_its_first_tunnel().await;
-}
-
-async fn a_go_device_that_was_started_again_is_reached(cloud: TestCloud) {
-    let mut scene = Scene::set(cloud).await;
-    for _ in 0..2 {
-        scene.get("/echo").await.expect(200);
-        scene.device.process().crash().await;
-        let id = scene.device.id.clone();
-        scene.alice.wait_for_status(&id, "offline").await;
-        scene
-            .get("/echo")
-            .await
-            .expect_problem(503, "device_offline");
-        scene.device.start_again().await;
-        scene.alice.wait_for_status(&id, "online").await;
-        let posted = scene.request(Method::POST, "/echo").bytes("again");
-        assert_eq!(posted.send().await.expect(200).text(), "again");
-    }
-    // One process after the other, each with one tunnel.
-    scene.is_in_its_first_tunnel().await;
-}
-
-async fn ug_01_a_go_device_comes_back_after_a_restart(topology: Topology) {
-    let cloud = TestCloud::builder(topology)
-        .setting("EDGECLOUD__SERVER__DRAIN_TIMEOUT", "5s")
-        .spawn()
-        .await;
-    let mut scene = Scene::set(cloud).await;
-    let open = async |scene: &Scene, key: &str| {
-        let path = format!("/hold?begin=1&key={key}");
-        let mut answer = scene.request(Method::GET, &path).open().await.expect(200);
-        assert_eq!(answer.read_until("\n").await, "begin\n");
-        answer
-    };
-    let ends_by_itself = open(&scene, "short").await;
-    let endless = open(&scene, "endless").await;
-    scene.cloud.terminate(Part::Proxy);
-    let proxy = scene.cloud.process(Part::Proxy);
-    proxy
-        .prints("that it stops", |line| {
-            line.contains("stopping").then_some(())
-        })
-        .await;
-    scene.device.release("short").await;
-    assert_eq!(ends_by_itself.finish().await.text(), "end\n");
-    let status = scene.cloud.wait_exit(Part::Proxy).await;
-    assert!(status.success(), "{status}");
-    let cut = within("the end of a download", endless.try_finish()).await;
-    assert!(cut.is_err(), "{cut:?}");
-    let ends = eventually("the device sees the end", async || {
-        let stats = scene.device.stats().await;
-        (stats["ends"] != json!([])).then_some(stats)
-    })
-    .await;
-    assert_eq!(ends["close_codes"], json!([1012]), "{ends}");
-    scene.cloud.start_again(Part::Proxy).await;
-    scene
-        .alice
-        .wait_for_status(&scene.device.id, "online")
-        .await;
-    let posted = scene.request(Method::POST, "/echo").bytes("again");
-    assert_eq!(posted.send().await.expect(200).text(), "again");
-    assert_eq!(scene.device.stat("tunnels").await, 2);
-}
-
-async fn tu_11_streams_that_a_go_device_opens_are_reset_and_harm_nobody(cloud: TestCloud) {
-    let scene = Scene::set(cloud).await;
-    let mut events = scene
-        .request(Method::GET, "/events")
-        .open()
-        .await
-        .expect(200);
-    events.read_until("hello").await;
-    let opened = scene.get("/open?streams=50").await.expect(200).json();
-    assert_eq!(opened, json!({"0 bytes, connection reset": 50}));
-    let next = scene.request(Method::POST, "/events/next").bytes("still");
-    next.send().await.expect(200);
-    events.read_until("still").await;
     scene.is_in_its_first_tunnel().await;
 }
 

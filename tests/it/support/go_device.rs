@@ -1,7 +1,7 @@
 //! A device that a maker would write in Go: hashicorp/yamux over gorilla/websocket, in `tests/interop`.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -63,6 +63,17 @@ impl GoDevice {
         self.beside = listener_of(&mut self.process).await;
     }
 
+    /// What the program has written down of the device.
+    pub fn identity(&self) -> Value {
+        let text = std::fs::read(state_file(&self.home)).expect("the device keeps its identity");
+        serde_json::from_slice(&text).expect("JSON")
+    }
+
+    /// Gives the program another identity, for its next start.
+    pub fn write_identity(&self, identity: &Value) {
+        std::fs::write(state_file(&self.home), identity.to_string()).expect("write a file");
+    }
+
     /// A request that does not go through the cloud.
     pub fn beside(&self, method: Method, target: &str) -> Request {
         Request::new(self.beside, &self.beside.to_string(), method, target)
@@ -104,8 +115,12 @@ async fn listener_of(process: &mut Process) -> SocketAddr {
         .await
 }
 
+fn state_file(home: &TempDir) -> PathBuf {
+    home.path().join("device.json")
+}
+
 fn start(home: &TempDir, more: &[&str]) -> Process {
-    let state = home.path().join("device.json");
+    let state = state_file(home);
     let state = state.to_str().expect("a readable path");
     let args = [&["--state", state], more].concat();
     Process::of_program(built(), "the Go device", home.path(), &args, &[])
