@@ -63,7 +63,7 @@ func connect(id Identity) (io.ReadWriteCloser, time.Duration, error) {
 	header := http.Header{"Authorization": {"Bearer " + id.Token}, "Edgecloud-Agent": {"go-device/1"}}
 	ws, answer, err := websocket.DefaultDialer.Dial(id.TunnelURL+"/tunnel", header)
 	if err == nil {
-		return &stream{Conn: ws}, 0, nil
+		return &stream{ws, websocket.JoinMessages(ws, "")}, 0, nil
 	}
 	if answer == nil {
 		return nil, 0, err
@@ -78,21 +78,7 @@ func connect(id Identity) (io.ReadWriteCloser, time.Duration, error) {
 // stream makes a byte stream of binary messages, whose boundaries mean nothing.
 type stream struct {
 	*websocket.Conn
-	message io.Reader
-}
-
-func (s *stream) Read(p []byte) (n int, err error) {
-	for n == 0 && err == nil {
-		if s.message == nil {
-			if _, s.message, err = s.NextReader(); err != nil {
-				return 0, err
-			}
-		}
-		if n, err = s.message.Read(p); err == io.EOF {
-			s.message, err = nil, nil
-		}
-	}
-	return n, err
+	io.Reader
 }
 
 func (s *stream) Write(p []byte) (int, error) {
