@@ -40,6 +40,8 @@ mod http_surface;
 mod id_tokens;
 mod internal;
 mod internal_keys;
+mod interop;
+mod interop_ends;
 mod invitation_faults;
 mod invitations;
 mod login_cookie;

@@ -3,6 +3,7 @@
 mod browser;
 mod cloud;
 mod device;
+mod go_device;
 mod hostile;
 mod http;
 mod origin;
@@ -19,6 +20,7 @@ mod wait;
 pub use browser::{Anonymous, Browser, LOGIN_COOKIE, text};
 pub use cloud::{Another, Part, Ready, TestCloud, Topology, free_addr};
 pub use device::Device;
+pub use go_device::GoDevice;
 pub use hostile::{Endpoint, HostileProvider, Script, Signature, TokenAnswer};
 pub use http::{Answer, RawConnection, Request, Streaming, WebSocket, random_token};
 pub use origin::{Origin, RawOrigin};
