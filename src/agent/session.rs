@@ -131,7 +131,10 @@ impl Service {
                 }
             }
         }
-        // The streams have lost their tunnel; what they hold on the device is reset.
+        // The streams have lost their tunnel: what came before that still goes to the device, then what
+        // they hold there is reset.
+        let ending = async { while self.streams.join_next().await.is_some() {} };
+        let _ = timeout(LAST_WORDS, ending).await;
         self.streams.shutdown().await;
         // A cloud that says "revoked" and closes must be heard.
         let _ = timeout(LAST_WORDS, self.control.join_next()).await;

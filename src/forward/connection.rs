@@ -16,8 +16,8 @@ use crate::session::SessionStream;
 
 /// Largest response head, and what is read ahead of a slow caller, in bytes.
 const MAX_BUFFER: usize = 128 * 1024;
-/// Most header fields of a response.
-const MAX_HEADERS: usize = 128;
+/// Most header fields of a response: as many as hyper reads without an allocation.
+const MAX_HEADERS: usize = 100;
 
 type Http1 = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 

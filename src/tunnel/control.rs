@@ -3,10 +3,9 @@
 
 use std::io;
 
-use futures_util::{SinkExt, StreamExt};
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Longest line of the control stream, in bytes.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
@@ -42,16 +41,20 @@ pub enum ControlMessage {
     Unknown,
 }
 
-/// The control stream of one tunnel.
-pub struct ControlStream<S>(Framed<S, LinesCodec>);
+/// The control stream of one tunnel. It keeps no buffer between two messages: nearly all tunnels are idle.
+pub struct ControlStream<S> {
+    stream: S,
+    /// What was received of the next lines.
+    received: BytesMut,
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ControlStream<S> {
     /// Speaks the control protocol over a stream.
     pub fn new(stream: S) -> Self {
-        Self(Framed::new(
+        Self {
             stream,
-            LinesCodec::new_with_max_length(MAX_LINE_BYTES),
-        ))
+            received: BytesMut::new(),
+        }
     }
 
     /// Sends one message.
@@ -59,32 +62,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ControlStream<S> {
     /// # Errors
     /// When the stream has ended.
     pub async fn send(&mut self, message: &ControlMessage) -> io::Result<()> {
-        let line = serde_json::to_string(message).map_err(io::Error::other)?;
-        self.0.send(line).await.map_err(to_io)
+        let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
+        line.push(b'\n');
+        self.stream.write_all(&line).await?;
+        self.stream.flush().await
     }
 
-    /// Receives the next message of a known type; `None` at the end of the stream.
+    /// Receives the next message of a known type; `None` at the end of the stream. Nothing is lost when
+    /// it is dropped before it is ready.
     ///
     /// # Errors
     /// On lines that are too long or not messages, and when the stream fails.
     pub async fn receive(&mut self) -> io::Result<Option<ControlMessage>> {
-        while let Some(line) = self.0.next().await {
-            match serde_json::from_str(&line.map_err(to_io)?)? {
-                ControlMessage::Unknown => {}
-                message => return Ok(Some(message)),
+        let mut searched = 0;
+        loop {
+            let end = self.received[searched..]
+                .iter()
+                .position(|byte| *byte == b'\n');
+            if let Some(end) = end.map(|end| searched + end) {
+                let line = self.received.split_to(end + 1);
+                if self.received.is_empty() {
+                    self.received = BytesMut::new();
+                }
+                searched = 0;
+                match parse(&line[..end])? {
+                    ControlMessage::Unknown => continue,
+                    message => return Ok(Some(message)),
+                }
+            }
+            searched = self.received.len();
+            if searched > MAX_LINE_BYTES {
+                let error = "control line is too long";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return match self.received.is_empty() {
+                    true => Ok(None),
+                    // The last line may lack its end.
+                    false => parse(&self.received.split()).map(Some),
+                };
             }
         }
-        Ok(None)
     }
 }
 
-fn to_io(error: LinesCodecError) -> io::Error {
-    match error {
-        LinesCodecError::Io(error) => error,
-        LinesCodecError::MaxLineLengthExceeded => {
-            io::Error::new(io::ErrorKind::InvalidData, "control line is too long")
-        }
-    }
+fn parse(line: &[u8]) -> io::Result<ControlMessage> {
+    Ok(serde_json::from_slice(line)?)
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ const MAX_PINGS: u32 = 100;
 const PING_WINDOW: Duration = Duration::from_secs(10);
 /// Control frames that may wait to be sent, in bytes: more are not answered.
 const MAX_CONTROL: usize = 1024;
+/// The close code of a violation that leaves nothing to say (RFC 6455 §7.4.1).
+const CLOSE_PROTOCOL_ERROR: u16 = 1002;
 /// Reasons of a GoAway (hashicorp/yamux specification).
 const GO_AWAY_NORMAL: u32 = 0;
 const GO_AWAY_PROTOCOL: u32 = 1;
@@ -252,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
                     let (what, code) = match violation {
                         websocket::Violation::TooLong => ("message too long", 1009),
                         websocket::Violation::Text => ("text message", 1003),
-                        websocket::Violation::Protocol => ("websocket", 1002),
+                        websocket::Violation::Protocol => ("websocket", CLOSE_PROTOCOL_ERROR),
                     };
                     self.begin_close(EndReason::Protocol(what), code);
                     self.stop_reading();
@@ -266,7 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
         match received {
             Ok(()) => {}
             Err(receiver::Violation::Frame) => {
-                self.begin_close(EndReason::Protocol("yamux"), 1002);
+                self.begin_close(EndReason::Protocol("yamux"), CLOSE_PROTOCOL_ERROR);
             }
             Err(receiver::Violation::Streams) => {
                 self.begin_close(EndReason::Protocol("streams opened by the device"), 1008);
@@ -418,8 +420,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
             return;
         }
         self.shared.part();
-        let length = match reason {
-            EndReason::Protocol(_) => GO_AWAY_PROTOCOL,
+        // hashicorp/yamux leaves at a GoAway that is not normal, without reading the close frame.
+        let length = match code {
+            CLOSE_PROTOCOL_ERROR => GO_AWAY_PROTOCOL,
             _ => GO_AWAY_NORMAL,
         };
         self.shared.table().outbox.push_header(Header {

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/hashicorp/yamux"
 )
 
@@ -109,6 +110,16 @@ func newTap(tunnel io.ReadWriteCloser, latency time.Duration) *tap {
 	t := &tap{ReadWriteCloser: tunnel, latency: latency, queue: make(chan delayed, 64), done: make(chan struct{})}
 	if latency > 0 {
 		go t.sendLater()
+		if ws, ok := tunnel.(*stream); ok {
+			ws.SetPingHandler(func(nonce string) error {
+				time.AfterFunc(latency, func() {
+					pong := []byte(nonce)
+					// A tunnel that has ended needs no answer.
+					_ = ws.WriteControl(websocket.PongMessage, pong, time.Now().Add(time.Second))
+				})
+				return nil
+			})
+		}
 	}
 	return t
 }

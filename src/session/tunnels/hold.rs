@@ -30,13 +30,15 @@ impl Tunnels {
         let (tunnel, task, _) = Tunnel::over(connection, ahead, &settings);
         let driver = AbortOnDropHandle::new(self.0.sessions.spawn(task.run()));
         let control = match admitted.subprotocol {
-            true => self.say_hello(&tunnel).await,
+            // What is over before the tunnel rests is boxed: a resting one is not to keep room for it.
+            true => Box::pin(self.say_hello(&tunnel)).await,
             false => None,
         };
         let (control, hello) = control.unzip();
         let hello = hello.unwrap_or_default();
         admitted.claims.extend(hello.claims);
-        let begun = self.begin(&admitted, &tunnel, hello.origin_host).await;
+        let begun = Box::pin(self.begin(&admitted, &tunnel, hello.origin_host)).await;
+        drop(admitted.claims);
         let Some(parts) = begun else {
             let _ = driver.await;
             return;
@@ -176,7 +178,7 @@ impl Tunnels {
             }
         };
         drop(registered);
-        self.end(&session, &reason).await;
+        Box::pin(self.end(&session, &reason)).await;
     }
 
     /// Waits until the session is superseded and its streams have ended or had their time.
