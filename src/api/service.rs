@@ -41,13 +41,14 @@ pub async fn serve(app: AppState, listener: Listener) {
     let entrance = Entrance::new(app);
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let entrance = entrance.clone();
-        async move { Ok::<_, Infallible>(entrance.answer(request.map(Body::new)).await) }
+        // Boxed, since the future is large and would be moved on its way, with each request.
+        Box::pin(async move { Ok::<_, Infallible>(entrance.answer(request.map(Body::new)).await) })
     });
     serve_http(listener, service, limits, lifecycle.stop, lifecycle.abort).await;
 }
 
-/// Most header fields of a request.
-const MAX_HEADERS: usize = 128;
+/// Most header fields of a request: as many as hyper reads without an allocation.
+const MAX_HEADERS: usize = 100;
 
 #[derive(Clone)]
 struct Entrance {
