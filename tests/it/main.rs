@@ -12,6 +12,7 @@
 mod support;
 
 mod access_matrix;
+mod admission;
 mod agent;
 mod architecture;
 mod audit_chain;

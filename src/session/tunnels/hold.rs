@@ -45,7 +45,9 @@ impl Tunnels {
         let (control, hello) = control.unzip();
         let hello = hello.unwrap_or_default();
         admitted.claims.extend(hello.claims);
+        let work = self.0.admission.resume();
         let begun = self.begin(&admitted, &tunnel, hello.origin_host).await;
+        drop(work);
         let Some(parts) = begun else {
             let _ = driver.await;
             return;
