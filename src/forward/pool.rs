@@ -229,7 +229,9 @@ impl AsyncWrite for Listening {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// Leaves the end to the drop, which resets the stream: a device that was told of an end only would go on to
+    /// offer the rest of an answer that nobody takes, for as long as its tunnel lives.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
     }
 }

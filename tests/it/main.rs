@@ -43,6 +43,7 @@ mod internal;
 mod internal_keys;
 mod invitation_faults;
 mod invitations;
+mod leaks;
 mod login_cookie;
 mod logins;
 mod logout;
