@@ -43,7 +43,7 @@ class Devices:
 
     def last(self):
         """The newest event."""
-        return events(self.process)[-1]
+        return self.process.wait_for("says something", lambda: events(self.process))[-1]
 
     def stop(self):
         self.process.kill()
