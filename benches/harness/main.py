@@ -108,6 +108,8 @@ def measure(options):
             for series in bench.series[seen:]:
                 print(f"\n{report.table(series)}", flush=True)
     finally:
+        # A second one must not leave processes behind.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         congestion.restore()
         if bench:
             bench.close()
