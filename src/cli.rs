@@ -174,6 +174,10 @@ pub struct AgentArgs {
     /// The Host header for the origin [default: the origin's own].
     #[arg(long, value_name = "NAME")]
     pub host_header: Option<String>,
+    /// Streams at once; each is a connection to the origin. Far more than the 256 that a cloud opens unless told
+    /// otherwise, since a stream may end later here than there.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=16_384))]
+    pub max_streams: u16,
 }
 
 /// Settings of `tcp`.

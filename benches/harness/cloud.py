@@ -178,10 +178,11 @@ class Person:
 class Ours:
     """A cloud with one device, as a contestant."""
 
-    def __init__(self, program, work, origin, name, split=False, settings=None, title=None):
+    def __init__(self, program, work, origin, name, split=False, settings=None, title=None, more=()):
         self.cloud = Cloud(program, work, name, split, settings)
         self.person = Person(self.cloud)
-        self.device = self.person.pair_agent(origin, more=["--allow-tcp", f"127.0.0.1:{origin}"])
+        more = ["--allow-tcp", f"127.0.0.1:{origin}", *more]
+        self.device = self.person.pair_agent(origin, more=more)
         self.origin = origin
         title = title or ("edgecloud split" if split else "edgecloud")
         headers = self.person.header_file(self.cloud.home / "headers")

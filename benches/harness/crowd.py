@@ -9,8 +9,8 @@ from .processes import free_port, wait_for
 
 #: Loopback addresses that devices connect from: one address has 28,000 ports for a listener.
 ADDRESSES = ",".join(f"127.0.0.{last}" for last in range(2, 10))
-#: Descriptors that a process needs besides those of its devices.
-SPARE_DESCRIPTORS = 400
+#: Descriptors that a process needs besides those of its devices: its own, and of those who are told to come back.
+SPARE_DESCRIPTORS = 1000
 #: Pairing and connecting a full crowd on a busy machine.
 PATIENCE_SECONDS = 300
 
@@ -43,7 +43,7 @@ class Devices:
 
     def last(self):
         """The newest event."""
-        return events(self.process)[-1]
+        return self.process.wait_for("says something", lambda: events(self.process))[-1]
 
     def stop(self):
         self.process.kill()

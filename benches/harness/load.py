@@ -17,11 +17,11 @@ class Programs:
         self.load = load
 
     @classmethod
-    def build(cls, edgecloud=None):
+    def build(cls, edgecloud=None, load=None):
         """Builds both as they are meant to run, which takes minutes the first time."""
         print("building edgecloud and the load tool ...", flush=True)
         edgecloud = edgecloud or _cargo_executable("edgecloud", "build", "--release", "--bin", "edgecloud")
-        return cls(edgecloud, _cargo_executable("load", "bench", "--no-run", "--bench", "load"))
+        return cls(edgecloud, load or _cargo_executable("load", "bench", "--no-run", "--bench", "load"))
 
 
 def _cargo(*args):

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import json
 import pathlib
 import signal
 import subprocess
@@ -29,7 +30,10 @@ def arguments():
     parser.add_argument("--priority", action="store_true",
                         help="for a machine that is in use: everything measured goes first (as root)")
     parser.add_argument("--edgecloud", type=pathlib.Path, metavar="FILE", help="a program to measure, not built here")
+    parser.add_argument("--load", type=pathlib.Path, metavar="FILE", help="a load tool, not built here")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where the JSON goes (benches/results/)")
+    parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE",
+                        help="print the tables of such a JSON as Markdown, and end")
     parser.add_argument("--keep", action="store_true", help="keep the processes' logs")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args()
@@ -57,6 +61,9 @@ def main():
         for name, (title, _) in PROBES.items():
             print(f"{name:6} {title}")
         return 0
+    if options.markdown:
+        print(report.markdown(json.loads(options.markdown.read_text())))
+        return 0
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
@@ -72,7 +79,7 @@ def main():
 def measure(options):
     started = datetime.datetime.now().astimezone()
     descriptors = machine.raise_descriptor_limit()
-    programs = Programs.build(options.edgecloud)
+    programs = Programs.build(options.edgecloud, options.load)
     if options.priority:
         machine.take_priority()
     congestion = machine.Congestion()
@@ -90,7 +97,7 @@ def measure(options):
             "seconds": options.seconds,
             "bulk_mib": options.bulk_mib,
         }
-        print(heading(facts), flush=True)
+        print("\n".join(report.heading(facts)), flush=True)
         for name in options.names:
             seen = len(bench.series)
             try:
@@ -101,6 +108,8 @@ def measure(options):
             for series in bench.series[seen:]:
                 print(f"\n{report.table(series)}", flush=True)
     finally:
+        # A second one must not leave processes behind.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         congestion.restore()
         if bench:
             bench.close()
@@ -112,12 +121,3 @@ def measure(options):
     report.write_json(file, {**facts, "missing": bench.missing, "failures": failures}, bench.series)
     print(f"\nwritten to {file}")
     return 1 if failures else 0
-
-
-def heading(facts):
-    seen = facts["machine"]
-    return (
-        f"{facts['date']}, commit {facts['commit']}\n"
-        f"{seen['cpu']}, {seen['cores']} cores, {seen['memory_gib']} GiB, {seen['system']}, Linux {seen['kernel']}\n"
-        f"TCP {facts['congestion_control']}; {facts['rounds']} rounds; medians, with least and greatest in brackets"
-    )

@@ -1,7 +1,7 @@
 """Figures that were measured in turns, and what they are judged by."""
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass
@@ -91,6 +91,7 @@ class Series:
         return {
             "probe": self.probe,
             "title": self.title,
+            "columns": [asdict(column) for column in self.columns],
             "rounds": self.rounds,
             "notes": self.notes,
             "verdicts": [
@@ -99,3 +100,15 @@ class Series:
                 for verdict in self.verdicts()
             ],
         }
+
+    @classmethod
+    def from_json(cls, json):
+        """What `as_json` has written, as far as a table shows it; and its verdicts, which are not made again."""
+        series = cls(json["probe"], json["title"], [Column(**column) for column in json["columns"]],
+                     rounds=json["rounds"], notes=json["notes"])
+        verdicts = [
+            Verdict(Criterion(found["text"], "", "", found["due"], found["goal"], at_most=found["at_most"]),
+                    found["value"])
+            for found in json["verdicts"]
+        ]
+        return series, verdicts

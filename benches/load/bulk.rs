@@ -12,7 +12,7 @@ use super::stats::print;
 use super::websocket::ByteStream;
 
 /// Sent at once, in bytes.
-const CHUNK: usize = 256 * 1024;
+pub const CHUNK: usize = 256 * 1024;
 
 /// Arguments of `bulk`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,9 @@ pub struct Args {
     /// Begins another body as long as this time is not over, in seconds.
     #[arg(long, default_value_t = 0.0)]
     seconds: f64,
+    /// And as long as fewer bytes than these have been transferred.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    at_least: u64,
     /// Breaks the transfer off after this time, in seconds, and tells how fast its second half was.
     #[arg(long, conflicts_with_all = ["upload", "sha256", "seconds"])]
     at_most: Option<f64>,
@@ -59,7 +62,7 @@ pub async fn run(args: Args) -> Result<()> {
             }
         };
         bodies += 1;
-        if Instant::now() >= until {
+        if Instant::now() >= until && bytes >= args.at_least {
             break sum;
         }
     };
@@ -150,17 +153,15 @@ impl Way {
         };
         let more = format!("Content-Length: {length}\r\nEdgecloud-Csrf: 1\r\n");
         connection.send(&target.request("PUT", &more)?).await?;
-        // No two chunks are alike: one that is lost, doubled or out of place shows in the sum.
         let mut chunk = pattern();
         let mut left = length;
         while left > 0 {
-            let take = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            chunk[..8].copy_from_slice(&left.to_be_bytes());
+            let part = number(&mut chunk, left);
             if let Some(sum) = sum {
-                sum.update(&chunk[..take]);
+                sum.update(part);
             }
-            connection.send(&chunk[..take]).await?;
-            left -= take as u64;
+            connection.send(part).await?;
+            left -= part.len() as u64;
         }
         let head = connection.read_head().await?;
         connection.read_body(head, |_| {}).await?;
@@ -204,7 +205,7 @@ async fn read_inside(stream: &mut ByteStream, mut see: impl FnMut(&[u8])) -> Res
 }
 
 /// Bytes that do not repeat within a chunk.
-fn pattern() -> Vec<u8> {
+pub fn pattern() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = (0..CHUNK / 8).map(|_| {
         state ^= state << 13;
@@ -213,4 +214,12 @@ fn pattern() -> Vec<u8> {
         state.to_be_bytes()
     });
     words.flatten().collect()
+}
+
+/// The next chunk of a body of which so many bytes are left. No two are alike: one that is lost, doubled or out of
+/// place shows in the sum.
+pub fn number(chunk: &mut [u8], left: u64) -> &[u8] {
+    chunk[..8].copy_from_slice(&left.to_be_bytes());
+    let take = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+    &chunk[..take]
 }

@@ -14,6 +14,7 @@ mod rate;
 mod relay;
 mod sse;
 mod stats;
+mod stream;
 mod websocket;
 
 use std::process::ExitCode;
@@ -38,6 +39,10 @@ enum Command {
     Rate(rate::Args),
     /// One large body after the other on one connection.
     Bulk(bulk::Args),
+    /// Plain bytes over one stream.
+    Stream(stream::Args),
+    /// A TCP service that sends plain bytes.
+    Source(stream::SourceArgs),
     /// Passes connections on, later and slower.
     Relay(relay::Args),
     /// Pairs devices.
@@ -67,6 +72,8 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Rate(args) => rate::run(args),
         Command::Bulk(args) => block_on(bulk::run(args)),
+        Command::Stream(args) => block_on(stream::run(args)),
+        Command::Source(args) => block_on(stream::source(args)),
         Command::Relay(args) => block_on(relay::run(args)),
         Command::Pair(args) => block_on(pair::run(args)),
         Command::Origin(args) => block_on(sse::origin(args)),

@@ -1,7 +1,7 @@
 //! Server-sent events to many subscribers: an origin that sends them, and subscribers that measure how long each
 //! takes to arrive.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,15 +11,17 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::http::{Connection, Target};
+use super::http::{Connection, Target, connect};
 use super::stats::{Samples, print};
 
 /// How long the subscribers may take to subscribe, and each event to reach them all.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Subscribers at once that do not have their answer yet.
+const SUBSCRIBING: usize = 256;
 /// Events of the origin that a subscriber has not been sent yet.
 const QUEUE: usize = 64;
 
@@ -64,12 +66,17 @@ async fn serve(mut stream: TcpStream, events: broadcast::Sender<()>) -> Result<(
     let head =
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head).await?;
-    while mine.recv().await.is_ok() {
+    let mut more = [0; 1];
+    loop {
+        tokio::select! {
+            event = mine.recv() => event?,
+            // A subscriber says nothing more: this is its end.
+            ended = stream.read(&mut more) => return Ok(ended.map(drop)?),
+        }
         stream
             .write_all(b"10\r\ndata: something\n\r\n1\r\n\n\r\n")
             .await?;
     }
-    Ok(())
 }
 
 /// Arguments of `subscribe`.
@@ -80,6 +87,14 @@ pub struct SubscribeArgs {
     /// Subscribers.
     #[arg(long)]
     count: usize,
+    /// Addresses of this machine that subscribers connect from, in turn.
+    #[arg(
+        long,
+        value_name = "IP",
+        value_delimiter = ',',
+        default_value = "127.0.0.1"
+    )]
+    from: Vec<IpAddr>,
     /// More files with header lines, used in turn: logins with their own limit of streams.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     logins: Vec<PathBuf>,
@@ -106,6 +121,7 @@ pub struct SubscribeArgs {
 /// Subscribes, causes events one by one and prints how long they took to reach everybody.
 pub async fn subscribe(args: SubscribeArgs) -> Result<()> {
     let subscribed = Arc::new(AtomicUsize::new(0));
+    let turns = Arc::new(Semaphore::new(SUBSCRIBING));
     let (caused, seen) = watch::channel(Instant::now());
     let (arrivals, mut arrived) = tokio::sync::mpsc::channel(args.count);
     let mut subscribers = JoinSet::new();
@@ -114,10 +130,16 @@ pub async fn subscribe(args: SubscribeArgs) -> Result<()> {
         if !args.logins.is_empty() {
             target.headers = Some(args.logins[index % args.logins.len()].clone());
         }
+        let from = SocketAddr::new(args.from[index % args.from.len()], 0);
         let (subscribed, seen, arrivals) =
             (Arc::clone(&subscribed), seen.clone(), arrivals.clone());
+        let turns = Arc::clone(&turns);
         subscribers.spawn(async move {
-            let done = listen(&target, &subscribed, &seen, &arrivals).await;
+            let turn = turns.acquire_owned().await?;
+            let connection = begin(&target, from).await.context("a subscriber")?;
+            drop(turn);
+            subscribed.fetch_add(1, Ordering::Relaxed);
+            let done = listen(connection, &seen, &arrivals).await;
             done.context("a subscriber")
         });
     }
@@ -153,20 +175,24 @@ pub async fn subscribe(args: SubscribeArgs) -> Result<()> {
     print(&result)
 }
 
-/// One subscriber: tells how long after its cause each event came.
-async fn listen(
-    target: &Target,
-    subscribed: &AtomicUsize,
-    caused: &watch::Receiver<Instant>,
-    arrivals: &tokio::sync::mpsc::Sender<Duration>,
-) -> Result<()> {
-    let mut connection = Connection::small(target.connect().await?);
+/// Subscribes.
+async fn begin(target: &Target, from: SocketAddr) -> Result<Connection> {
+    let stream = connect(target.target, Some(from)).await?;
+    let mut connection = Connection::small(stream);
     connection
         .send(&target.request("GET", "Accept: text/event-stream\r\n")?)
         .await?;
     let head = connection.read_head().await?;
     ensure!(head.status == 200, "status {}", head.status);
-    subscribed.fetch_add(1, Ordering::Relaxed);
+    Ok(connection)
+}
+
+/// One subscriber: tells how long after its cause each event came.
+async fn listen(
+    mut connection: Connection,
+    caused: &watch::Receiver<Instant>,
+    arrivals: &tokio::sync::mpsc::Sender<Duration>,
+) -> Result<()> {
     let mut tail = Vec::new();
     loop {
         let part = connection.fill().await?;

@@ -86,6 +86,8 @@ impl ByteStream {
         };
         self.connection.consume(2 + extra);
         match first & 0x0f {
+            // An empty message is the end of its direction.
+            BINARY if length == 0 => return Ok(false),
             BINARY | CONTINUATION => self.left = length,
             CLOSE => return Ok(false),
             opcode @ (PING | PONG) => self.control(opcode, length).await?,

@@ -36,6 +36,8 @@ pub struct AgentConfig {
     pub ca_file: Option<PathBuf>,
     /// The `Host` for the origin in the place of its own.
     pub host_header: Option<String>,
+    /// Streams that are served at once.
+    pub max_streams: usize,
 }
 
 impl AgentConfig {
@@ -73,6 +75,7 @@ impl AgentConfig {
                 allow_tcp,
                 ca_file: args.ca_file,
                 host_header: args.host_header,
+                max_streams: args.max_streams.into(),
             }),
             _ => Err(ConfigErrors(mistakes.0)),
         }
@@ -167,6 +170,7 @@ mod tests {
             allow_tcp: Vec::new(),
             ca_file: None,
             host_header: None,
+            max_streams: 1024,
         }
     }
 

@@ -51,7 +51,7 @@ use crate::types::{Clock, DeviceId};
 /// Time between two heartbeats of the device; the cloud has its own.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The most streams that a proxy can be configured to open: the tunnel itself must bear them.
-const TUNNEL_STREAMS: usize = 4096;
+const TUNNEL_STREAMS: usize = 16_384;
 /// Bytes by which the windows of all tunnels may grow together.
 const WINDOW_BUDGET: usize = 16 * 1024 * 1024;
 /// Largest WebSocket message that is taken, in bytes.
@@ -115,6 +115,7 @@ impl Agent {
                 origin: Address::of_url(&config.origin).expect("checked with the command line"),
                 allow_tcp: config.allow_tcp,
             },
+            max_streams: config.max_streams,
         };
         let settings = TunnelSettings {
             side: Side::Device,

@@ -15,9 +15,6 @@ use crate::tunnel::control::{ControlMessage, ControlStream};
 use crate::tunnel::{CloseReason, Tunnel, TunnelSettings, TunnelStream};
 use crate::types::NodeId;
 
-/// Streams that are served at once; further ones are reset. Far more than the 256 that a proxy opens
-/// by default, since a stream may end later here than there.
-const MAX_STREAMS: usize = 1024;
 /// How long a tunnel that another has followed stays without streams before it is closed.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// How long the last words on the control stream may take after the tunnel's end.
@@ -53,6 +50,8 @@ pub struct Device {
     pub routes: Routes,
     /// The `Host` that the origin expects.
     pub origin_host: String,
+    /// Streams of a tunnel that are served at once; further ones are reset.
+    pub max_streams: usize,
 }
 
 impl Session {
@@ -147,8 +146,9 @@ impl Service {
     }
 
     fn begin_stream(&mut self, stream: TunnelStream) {
-        if self.streams.len() >= MAX_STREAMS {
-            tracing::warn!(limit = MAX_STREAMS, "too many streams; one was reset");
+        let limit = self.device.max_streams;
+        if self.streams.len() >= limit {
+            tracing::warn!(limit, "too many streams; one was reset");
             return;
         }
         let device = Arc::clone(&self.device);

@@ -13,6 +13,8 @@ pub const KEYS: &[&str] = &[
     "tunnel.public_url",
     "tunnel.heartbeat",
     "tunnel.max_sessions",
+    "tunnel.new_sessions_per_second",
+    "tunnel.handshakes_at_once",
     "tunnel.max_streams_per_session",
     "tunnel.max_message_bytes",
     "tunnel.window_budget_bytes",

@@ -118,7 +118,13 @@ fn read_tunnel(reader: &mut Reader, flags: &Flags) -> TunnelConfig {
         public_url,
         heartbeat: reader.duration("tunnel.heartbeat", 15 * SECOND, SECOND..=5 * MINUTE),
         max_sessions: reader.count("tunnel.max_sessions", 50_000, 1..=1_000_000),
-        max_streams_per_session: reader.count("tunnel.max_streams_per_session", 256, 1..=4096),
+        new_sessions_per_second: reader.count(
+            "tunnel.new_sessions_per_second",
+            4_000,
+            1..=1_000_000,
+        ),
+        handshakes_at_once: reader.count("tunnel.handshakes_at_once", 512, 1..=100_000),
+        max_streams_per_session: reader.count("tunnel.max_streams_per_session", 256, 1..=16_384),
         max_message_bytes: reader.count(
             "tunnel.max_message_bytes",
             2 << 20,

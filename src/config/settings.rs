@@ -71,6 +71,10 @@ pub struct TunnelConfig {
     pub heartbeat: Duration,
     /// Sessions of this process at once.
     pub max_sessions: usize,
+    /// Sessions that may begin in a second.
+    pub new_sessions_per_second: usize,
+    /// Handshakes that may be worked on at once.
+    pub handshakes_at_once: usize,
     /// Streams of one session at once.
     pub max_streams_per_session: usize,
     /// Largest WebSocket message, in bytes.

@@ -1,5 +1,6 @@
 //! Listening sockets: binding, TLS, and HTTP/1.1 connections with limits. Knows nothing of routes.
 
+mod admission;
 mod client;
 mod lingering;
 mod listener;
@@ -8,6 +9,7 @@ mod serve;
 mod tls;
 mod websocket;
 
+pub use admission::{Admission, Entered, Work};
 pub use client::{Client, TrustedProxies};
 pub use lingering::upgraded_connection;
 pub use listener::{Connection, Listener, Peer};

@@ -161,6 +161,7 @@ impl SampleBox {
             allow_tcp: Vec::new(),
             ca_file: None,
             host_header: None,
+            max_streams: 64,
         };
         let agent = Agent::prepare(config, Clock::system())
             .await

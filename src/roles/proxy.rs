@@ -83,6 +83,8 @@ impl ProxyListeners {
         let policy = TunnelPolicy {
             heartbeat: config.tunnel.heartbeat,
             max_sessions: config.tunnel.max_sessions,
+            new_sessions_per_second: config.tunnel.new_sessions_per_second,
+            handshakes_at_once: config.tunnel.handshakes_at_once,
             max_streams: config.tunnel.max_streams_per_session,
             max_message_bytes: config.tunnel.max_message_bytes,
             window_budget: config.tunnel.window_budget_bytes,

@@ -16,6 +16,8 @@ use crate::types::{DeviceId, NodeId};
 
 /// How often the device echoes are written to the directory.
 const ECHO_EVERY: Duration = Duration::from_secs(15);
+/// Echoes of one transaction: other writes wait no longer than for these.
+const ECHOES_AT_ONCE: usize = 500;
 /// How long a moved device may take to arrive elsewhere before an idle session is closed.
 const MOVE_GRACE: Duration = Duration::from_secs(3);
 /// Devices are told to move over this time, so that they do not arrive elsewhere at once.
@@ -138,10 +140,11 @@ impl Node {
         loop {
             ticks.tick().await;
             let echoes: Vec<Echo> = self.0.registry.all().iter().filter_map(echo_of).collect();
-            if !echoes.is_empty()
-                && let Err(error) = self.0.store.record_echoes(&self.0.id, echoes).await
-            {
-                tracing::warn!(%error, "device echoes could not be written");
+            for echoes in echoes.chunks(ECHOES_AT_ONCE) {
+                let written = self.0.store.record_echoes(&self.0.id, echoes.to_vec());
+                if let Err(error) = written.await {
+                    tracing::warn!(%error, "device echoes could not be written");
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ on_both_topologies![
     a_revoked_agent_stays_calm_and_stays_out,
     an_agent_waits_for_a_cloud_that_is_away,
     the_host_that_the_origin_expects_can_be_chosen,
+    a_stream_over_the_agents_limit_is_reset_and_the_others_live,
 ];
 
 async fn its_identity_is_for_its_owner_only(cloud: TestCloud) {
@@ -88,6 +89,32 @@ async fn the_host_that_the_origin_expects_can_be_chosen(cloud: TestCloud) {
     eventually("the origin sees the chosen host", async || {
         let answer = alice.forward(&device.id, Method::GET, "/").send().await;
         (answer.status == 200 && origin.last().header("host") == "box.example").then_some(())
+    })
+    .await;
+}
+
+async fn a_stream_over_the_agents_limit_is_reset_and_the_others_live(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let origin = Origin::spawn().await;
+    let more = ["--max-streams", "2"];
+    let device = Device::pair_with(&cloud, &alice, origin.addr(), &more).await;
+    let download = "/do/download?bytes=20000000";
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let answer = alice
+            .forward(&device.id, Method::GET, download)
+            .open()
+            .await;
+        held.push(answer.expect(200));
+    }
+    let third = alice.forward(&device.id, Method::GET, "/").send().await;
+    third.expect_problem(502, "origin_invalid");
+    for answer in held {
+        assert_eq!(answer.finish().await.body.len(), 20_000_000);
+    }
+    eventually("there is room again", async || {
+        let answer = alice.forward(&device.id, Method::GET, "/").send().await;
+        (answer.status == 200).then_some(())
     })
     .await;
 }

@@ -12,6 +12,7 @@
 mod support;
 
 mod access_matrix;
+mod admission;
 mod agent;
 mod architecture;
 mod audit_chain;
@@ -44,6 +45,7 @@ mod interop;
 mod interop_ends;
 mod invitation_faults;
 mod invitations;
+mod leaks;
 mod login_cookie;
 mod logins;
 mod logout;

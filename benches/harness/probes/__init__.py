@@ -1,9 +1,11 @@
 """What can be measured, by id, in the order in which it is."""
 
-from . import bulk, distance, leak, requests, split, sse, start, tunnels
+from . import bulk, distance, leak, raw, requests, split, sse, start, tunnels
 
 #: id -> (title, function of a Bench)
 PROBES = {
+    "P1": ("one TCP stream, a large download", raw.rate),
+    "P2": ("processor time of that download, both ends", raw.cpu),
     "P3": ("forwarded HTTP, one large body down and up", bulk.http_bulk),
     "P4": ("forwarded HTTP, 1 KiB answers, 64 and 256 kept-alive connections", requests.kept_alive),
     "P5": ("forwarded HTTP, 1 KiB answers, a new connection per request", requests.new_connections),

@@ -42,7 +42,7 @@ def _long_way(bench, round_trip, mbit, seconds):
 
     if mbit:
         share = Criterion(f"MiB/s in the second half: 80 % of {LINK:.1f}", "steady_mib_per_second", OURS, 0.8 * LINK)
-        criteria = [share] if round_trip == 100 else []
+        criteria = [share]
     else:
         criteria = [Criterion("against a fixed window of 256 KiB (Go original)", "steady_mib_per_second", OURS, 40,
                               peer=GO)]
@@ -82,7 +82,14 @@ MIXED = [
     Column("idle_p50", "idle p50 ms", 2, 1000),
     Column("busy_p50", "busy p50 ms", 2, 1000),
     Column("mib_per_second", "bulk MiB/s"),
+    Column("bulk_gib", "bulk GiB", 1),
 ]
+#: Size of the bulk transfer.
+BULK_GIB, QUICK_BULK_GIB = 4, 0.5
+#: It goes on for so many seconds beyond those of the requests, which warm up first and have a tool to start.
+BULK_MARGIN = 4
+#: How long such a transfer may take.
+BULK_SECONDS = 300
 
 
 def beside_bulk(bench):
@@ -95,6 +102,9 @@ def beside_bulk(bench):
             subjects.append(go.http)
         _beside_bulk(bench, round_trip, subjects)
         ours.cloud.stop()
+        if go and round_trip:
+            for process in go.http.processes:
+                process.stop()
 
 
 def _beside_bulk(bench, round_trip, subjects):
@@ -104,26 +114,32 @@ def _beside_bulk(bench, round_trip, subjects):
     connections = 4 + round_trip
     small = ["--connections", connections, "--paced", SMALL_PER_SECOND, "--seconds", seconds]
     number = 0
+    size = QUICK_BULK_GIB if bench.options.quick else BULK_GIB
 
     def measure(subject):
         nonlocal number
         number += 1
+        # A fixed window would take minutes over a long way: then only as long as the requests need.
+        gib = 0 if subject.name == GO and round_trip else size
         idle = bench.load.run("rate", *subject.entry.args("/1k"), *small)
         bulk = bench.load.start(
-            f"mixed-{round_trip}-bulk-{number}", "bulk", *subject.entry.args("/bulk"), "--seconds", seconds + 1)
+            f"mixed-{round_trip}-bulk-{number}", "bulk", *subject.entry.args("/bulk"), "--seconds", seconds + BULK_MARGIN,
+            "--at-least", int(gib * 2**30))
         busy = bench.load.run("rate", *subject.entry.args("/1k"), *small)
+        # All of these requests were made beside the transfer.
         bulk.check()
-        moved = bench.load.finish(bulk)
+        moved = bench.load.finish(bulk, BULK_SECONDS)
         return {
             "ratio": busy["p99_us"] / idle["p99_us"],
             **{f"{name}_{key}": figures[f"{key}_us"]
                for name, figures in (("idle", idle), ("busy", busy)) for key in ("p50", "p99")},
             "mib_per_second": moved["mib_per_second"],
+            "bulk_gib": moved["bytes"] / 2**30,
             "errors": idle["errors"] + busy["errors"],
         }
 
     criterion = Criterion("p99 beside a bulk transfer against idle", "ratio", OURS, 5, at_most=True)
     bench.turns(
-        "P9", f"{SMALL_PER_SECOND} small requests/s beside a bulk transfer, {round_trip} ms added round trip", MIXED,
-        [criterion], subjects, measure,
+        "P9", f"{SMALL_PER_SECOND} small requests/s beside a bulk transfer of {size:g} GiB, {round_trip} ms added",
+        MIXED, [criterion], subjects, measure,
     )

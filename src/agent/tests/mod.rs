@@ -254,5 +254,6 @@ fn config(
         allow_tcp: Vec::new(),
         ca_file: None,
         host_header: None,
+        max_streams: 16,
     }
 }

@@ -37,8 +37,9 @@ impl Tunnels {
         let (control, hello) = control.unzip();
         let hello = hello.unwrap_or_default();
         admitted.claims.extend(hello.claims);
+        let work = self.0.admission.resume();
         let begun = Box::pin(self.begin(&admitted, &tunnel, hello.origin_host)).await;
-        drop(admitted.claims);
+        drop((work, admitted.claims));
         let Some(parts) = begun else {
             let _ = driver.await;
             return;

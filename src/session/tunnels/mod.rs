@@ -20,16 +20,16 @@ use super::claims::Claims;
 use super::node::Node;
 use crate::device_token::DeviceToken;
 use crate::net::{
-    Peer, RateLimit, TrustedProxies, offers_subprotocol, switch_to_websocket, upgraded_connection,
-    websocket_accept,
+    Admission, Peer, RateLimit, TrustedProxies, offers_subprotocol, switch_to_websocket,
+    upgraded_connection, websocket_accept,
 };
 use crate::tunnel::{SUBPROTOCOL, WindowBudget};
-use crate::types::{Clock, DeviceId, TenantId};
+use crate::types::{Clock, DeviceId, TenantId, random_bytes};
 
 /// How long a device may take to switch protocols, and then to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// What a device that is turned away for now is told to wait, in seconds.
-const RETRY_AFTER_SECS: &str = "5";
+/// What a device is told to wait that is turned away for another reason than a crowd.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Longest agent name and version that is kept, in bytes.
 const MAX_AGENT_VERSION: usize = 128;
 
@@ -42,6 +42,10 @@ pub struct TunnelPolicy {
     pub heartbeat: Duration,
     /// Sessions of this process at once.
     pub max_sessions: usize,
+    /// Sessions that may begin in a second; further devices are told to come back.
+    pub new_sessions_per_second: usize,
+    /// Handshakes that may be worked on at once.
+    pub handshakes_at_once: usize,
     /// Streams of one session at once.
     pub max_streams: usize,
     /// Largest WebSocket message, in bytes.
@@ -61,6 +65,7 @@ pub struct TunnelPolicy {
 struct Inner {
     node: Node,
     failed_tokens: RateLimit,
+    admission: Admission,
     policy: TunnelPolicy,
     clock: Clock,
     sessions: TaskTracker,
@@ -102,6 +107,7 @@ impl Tunnels {
         Self(Arc::new(Inner {
             node,
             failed_tokens: RateLimit::per_address(policy.failed_tokens_per_minute),
+            admission: Admission::new(policy.new_sessions_per_second, policy.handshakes_at_once),
             policy,
             clock,
             sessions,
@@ -180,20 +186,28 @@ impl Tunnels {
             || node.lease_state() == LeaseState::Fenced
             || node.registry().len() >= self.0.policy.max_sessions
         {
-            return Err(later());
+            return Err(later(RETRY_AFTER));
         }
+        // Before the database is asked: a fleet that comes back at once must not keep it from everybody.
+        let random = u64::from_ne_bytes(random_bytes());
+        let entered = self.0.admission.enter(random).map_err(later)?;
         let found = node
             .store()
             .find_device_by_token(token.hash(), self.0.clock.now())
             .await;
         let (device, tenant) = match found {
             Ok(Some(found)) => found,
-            Ok(None) => return Err(self.unauthorized(request)),
+            Ok(None) => {
+                // Who guesses takes no device's turn.
+                entered.give_back();
+                return Err(self.unauthorized(request));
+            }
             Err(error) => {
                 tracing::warn!(%error, "a device token could not be checked");
-                return Err(later());
+                return Err(later(RETRY_AFTER));
             }
         };
+        drop(entered);
         Ok(Admitted {
             device,
             tenant,
@@ -265,19 +279,19 @@ fn unauthorized() -> Answer {
 }
 
 fn too_many(wait: Duration) -> Answer {
-    let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens\n");
-    // At least a second, whole seconds.
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    let headers = answer.headers_mut();
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    answer
+    let answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens\n");
+    retry_after(answer, wait)
 }
 
-fn later() -> Answer {
-    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "try again in a moment\n");
-    answer.headers_mut().insert(
-        header::RETRY_AFTER,
-        HeaderValue::from_static(RETRY_AFTER_SECS),
-    );
+fn later(wait: Duration) -> Answer {
+    let answer = plain(StatusCode::SERVICE_UNAVAILABLE, "try again in a moment\n");
+    retry_after(answer, wait)
+}
+
+/// Says when to come back: at least after a second, in whole seconds.
+fn retry_after(mut answer: Answer, wait: Duration) -> Answer {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let headers = answer.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     answer
 }
