@@ -119,12 +119,12 @@ def _beside_bulk(bench, round_trip, subjects):
     def measure(subject):
         nonlocal number
         number += 1
+        whole = ["--seconds", seconds + BULK_MARGIN, "--at-least", int(size * 2**30)]
         # A fixed window would take minutes over a long way: then only as long as the requests need.
-        gib = 0 if subject.name == GO and round_trip else size
+        length = ["--at-most", seconds + BULK_MARGIN] if subject.name == GO and round_trip else whole
         idle = bench.load.run("rate", *subject.entry.args("/1k"), *small)
         bulk = bench.load.start(
-            f"mixed-{round_trip}-bulk-{number}", "bulk", *subject.entry.args("/bulk"), "--seconds", seconds + BULK_MARGIN,
-            "--at-least", int(gib * 2**30))
+            f"mixed-{round_trip}-bulk-{number}", "bulk", *subject.entry.args("/bulk"), *length)
         busy = bench.load.run("rate", *subject.entry.args("/1k"), *small)
         # All of these requests were made beside the transfer.
         bulk.check()
