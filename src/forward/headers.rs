@@ -5,8 +5,10 @@
 
 use std::fmt::Write;
 
+use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body::Frame;
 
 use super::{Caller, Door};
 use crate::auth::cookies::Cookies;
@@ -116,11 +118,46 @@ fn stays_here(name: &HeaderName, listed: &[String], door: &Door) -> bool {
     let name = name.as_str();
     HOP_BY_HOP.contains(&name)
         || listed.iter().any(|hop| hop == name)
-        || name.contains('_')
+        || is_ours(name)
+        || (name == "authorization" && !door.is_device_host())
+}
+
+/// Fields of a request that the cloud alone sets, in any spelling that a server may take for theirs.
+fn is_ours(name: &str) -> bool {
+    name.contains('_')
         || name.starts_with("edgecloud-")
         || name.starts_with("x-forwarded-")
         || matches!(name, "forwarded" | "host" | "cookie" | "x-real-ip")
-        || (name == "authorization" && !door.is_device_host())
+}
+
+/// What of a message's trailers goes on, in either direction. A receiver may take them for fields of the
+/// head (RFC 9110 §6.5.1), so none may say what the head may not say.
+pub fn pass_trailers(frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+    let trailers = match frame.into_trailers() {
+        Ok(trailers) => trailers,
+        Err(data) => return Some(data),
+    };
+    let mut passed = HeaderMap::with_capacity(trailers.len());
+    for (name, value) in &trailers {
+        if !is_no_trailer(name.as_str()) {
+            passed.append(name, value.clone());
+        }
+    }
+    (!passed.is_empty()).then(|| Frame::trailers(passed))
+}
+
+fn is_no_trailer(name: &str) -> bool {
+    HOP_BY_HOP.contains(&name)
+        || SPEAKS_FOR_HOST.contains(&name)
+        || is_ours(name)
+        || name.starts_with("access-control-")
+        || ["content-", "proxy-", "sec-"]
+            .iter()
+            .any(|group| name.starts_with(group))
+        || matches!(
+            name,
+            "authorization" | "cache-control" | "location" | "set-cookie" | "trailer" | "via"
+        )
 }
 
 /// Whether a browser sent a request, as all current ones say (Fetch Metadata).

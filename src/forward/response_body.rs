@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::headers::pass_trailers;
 use super::meter::Counter;
 use super::pool::{OriginConnection, Pool, SessionKey};
 use super::request_body::{Progress, Stage};
@@ -200,7 +201,9 @@ impl HttpBody for ResponseBody {
                 if self.inner.is_end_stream() {
                     self.finish();
                 }
-                Poll::Ready(Some(Ok(frame)))
+                let passed = pass_trailers(frame);
+                self.over |= passed.is_none();
+                Poll::Ready(passed.map(Ok))
             }
             Poll::Ready(Some(Err(error))) => self.cut(error.into()),
             Poll::Ready(None) => {

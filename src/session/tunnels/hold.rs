@@ -14,7 +14,7 @@ use crate::net::Connection;
 use crate::session::LocalHandle;
 use crate::session::claims::Claims;
 use crate::session::local::SessionParts;
-use crate::session::registry::Insertion;
+use crate::session::registry::{Beginning, Insertion};
 use crate::store::{AuditActor, AuditEntry, NewSession};
 use crate::tunnel::control::{ControlMessage, ControlStream};
 use crate::tunnel::{CloseReason, EndReason, Metered, Side, Tunnel, TunnelSettings};
@@ -45,8 +45,10 @@ impl Tunnels {
         let (control, hello) = control.unzip();
         let hello = hello.unwrap_or_default();
         admitted.claims.extend(hello.claims);
+        let beginning = self.0.node.registry().begin(&admitted.device);
         let begun = self.begin(&admitted, &tunnel, hello.origin_host).await;
         let Some(parts) = begun else {
+            drop(beginning);
             let _ = driver.await;
             return;
         };
@@ -58,7 +60,7 @@ impl Tunnels {
             control: admitted.subprotocol.then_some(sender),
             ..parts
         });
-        self.hold(session).await;
+        self.hold(session, beginning).await;
         let _ = driver.await;
     }
 
@@ -169,9 +171,10 @@ impl Tunnels {
         })
     }
 
-    async fn hold(&self, session: LocalHandle) {
+    async fn hold(&self, session: LocalHandle, beginning: Beginning) {
         let parts = session.parts();
         let (insertion, registered) = self.0.node.registry().insert(session.clone());
+        drop(beginning);
         tracing::info!(device = %parts.device, epoch = parts.epoch, "session began");
         if let Insertion::Newest(Some(older)) = insertion {
             tracing::info!(device = %parts.device, older = older.parts().epoch, "session replaced");
