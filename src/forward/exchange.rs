@@ -2,14 +2,17 @@
 //! safe.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::framing::is_framed_clearly;
 use super::pool::{OriginConnection, SessionKey};
 use super::request_body::{Progress, RequestBody, Stage};
 use super::{Caller, ForwardError, Forwarder, headers};
@@ -25,6 +28,9 @@ const ANY_AGE: Duration = Duration::MAX;
 const MAX_ATTEMPTS: usize = 3;
 /// The `Host` of an origin that the device did not name.
 const DEFAULT_ORIGIN_HOST: &str = "localhost";
+
+/// Interim responses (1xx) to one request; a device that sends more does not mean to answer.
+const MAX_INTERIM: u32 = 64;
 
 /// What one attempt brought.
 enum Failure {
@@ -131,9 +137,12 @@ impl Exchange<'_> {
             let next = body
                 .take()
                 .unwrap_or_else(|| RequestBody::new(Body::empty(), false, None).0);
-            let request = self.request(origin_host, next)?;
+            let request = self.request(origin_host, next, connection.abort_handle())?;
             let opened = Instant::now();
             match self.send(&mut connection, request).await {
+                Ok(response) if !is_framed_clearly(response.headers()) => {
+                    return Err(ForwardError::OriginInvalid);
+                }
                 Ok(response) => {
                     let timing = Timing {
                         directory: found - started,
@@ -170,6 +179,7 @@ impl Exchange<'_> {
         &self,
         origin_host: &str,
         body: RequestBody,
+        connection: AbortHandle,
     ) -> Result<Request<RequestBody>, ForwardError> {
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
@@ -187,7 +197,11 @@ impl Exchange<'_> {
             self.websocket,
         );
         let progress = self.progress.clone();
+        let interim = AtomicU32::new(0);
         hyper::ext::on_informational(&mut request, move |response| {
+            if interim.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
+                connection.abort();
+            }
             if response.status() == StatusCode::CONTINUE {
                 progress.release();
             }

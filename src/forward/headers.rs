@@ -5,10 +5,8 @@
 
 use std::fmt::Write;
 
-use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, StatusCode};
-use http_body::Frame;
 
 use super::{Caller, Door};
 use crate::auth::cookies::Cookies;
@@ -20,7 +18,8 @@ pub const AGENT_ERROR: &str = "edgecloud-agent-error";
 /// What a device may run in the cloud's origin: nothing (an opaque origin).
 const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
 
-const HOP_BY_HOP: &[&str] = &[
+/// Fields that are for one hop only.
+pub const HOP_BY_HOP: &[&str] = &[
     "connection",
     "http2-settings",
     "keep-alive",
@@ -34,7 +33,7 @@ const HOP_BY_HOP: &[&str] = &[
 
 /// Fields of a response that speak for a whole host or its neighbours, or to caches between us and the
 /// caller.
-const SPEAKS_FOR_HOST: &[&str] = &[
+pub const SPEAKS_FOR_HOST: &[&str] = &[
     "alt-svc",
     "cdn-cache-control",
     "clear-site-data",
@@ -123,41 +122,11 @@ fn stays_here(name: &HeaderName, listed: &[String], door: &Door) -> bool {
 }
 
 /// Fields of a request that the cloud alone sets, in any spelling that a server may take for theirs.
-fn is_ours(name: &str) -> bool {
+pub fn is_ours(name: &str) -> bool {
     name.contains('_')
         || name.starts_with("edgecloud-")
         || name.starts_with("x-forwarded-")
         || matches!(name, "forwarded" | "host" | "cookie" | "x-real-ip")
-}
-
-/// What of a message's trailers goes on, in either direction. A receiver may take them for fields of the
-/// head (RFC 9110 §6.5.1), so none may say what the head may not say.
-pub fn pass_trailers(frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-    let trailers = match frame.into_trailers() {
-        Ok(trailers) => trailers,
-        Err(data) => return Some(data),
-    };
-    let mut passed = HeaderMap::with_capacity(trailers.len());
-    for (name, value) in &trailers {
-        if !is_no_trailer(name.as_str()) {
-            passed.append(name, value.clone());
-        }
-    }
-    (!passed.is_empty()).then(|| Frame::trailers(passed))
-}
-
-fn is_no_trailer(name: &str) -> bool {
-    HOP_BY_HOP.contains(&name)
-        || SPEAKS_FOR_HOST.contains(&name)
-        || is_ours(name)
-        || name.starts_with("access-control-")
-        || ["content-", "proxy-", "sec-"]
-            .iter()
-            .any(|group| name.starts_with(group))
-        || matches!(
-            name,
-            "authorization" | "cache-control" | "location" | "set-cookie" | "trailer" | "via"
-        )
 }
 
 /// Whether a browser sent a request, as all current ones say (Fetch Metadata).

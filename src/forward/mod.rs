@@ -5,6 +5,7 @@
 
 mod error;
 mod exchange;
+mod framing;
 mod headers;
 mod meter;
 mod pool;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::headers::pass_trailers;
+use super::framing::pass_trailers;
 use super::meter::Counter;
 
 /// How long a device may take to say `100 Continue` before the body is sent all the same.

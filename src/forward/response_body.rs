@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::headers::pass_trailers;
+use super::framing::pass_trailers;
 use super::meter::Counter;
 use super::pool::{OriginConnection, Pool, SessionKey};
 use super::request_body::{Progress, Stage};

@@ -51,6 +51,7 @@ mod measures;
 mod memory;
 mod pairing;
 mod pairing_faults;
+mod poisoning;
 mod providers;
 mod rate_limits;
 mod records;
