@@ -246,4 +246,12 @@ mod tests {
             assert_eq!(tail.is_between_events(), between, "{bytes:?}");
         }
     }
+
+    crate::fuzzing::fuzz_target!(event_tail, |bytes| {
+        let mut tail = EventTail(*b"\n\n");
+        bytes.chunks(3).for_each(|piece| tail.follow(piece));
+        let mut sent = b"\n\n".to_vec();
+        sent.extend(bytes.iter().filter(|byte| **byte != b'\r'));
+        assert_eq!(tail.is_between_events(), sent.ends_with(b"\n\n"));
+    });
 }

@@ -206,3 +206,21 @@ fn a_heartbeat_moves_the_local_snapshot_forward_only() {
         Some(Timestamp::from_millis(20))
     );
 }
+
+crate::fuzzing::fuzz_target!(control_messages, |bytes| {
+    use crate::tunnel::control::ControlStream;
+    use tokio::io::AsyncWriteExt;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async {
+        let (mut near, far) = tokio::io::duplex(64 * 1024);
+        near.write_all(bytes).await.expect("there is room");
+        drop(near);
+        let mut control = ControlStream::new(far);
+        let mut received = 0;
+        while let Ok(Some(_)) = control.receive().await {
+            received += 1;
+        }
+        assert!(received <= bytes.split(|byte| *byte == b'\n').count());
+    });
+});

@@ -37,6 +37,7 @@ mod gate;
 mod groups;
 mod harness;
 mod hostile_device;
+mod hostile_frames;
 mod hostile_provider;
 mod http_surface;
 mod id_tokens;

@@ -14,6 +14,7 @@ on_both_topologies![
     fw_04_and_05_ambiguous_answers_poison_no_other,
     fw_04_endless_interim_answers_end_the_request,
     fw_11_trailers_say_nothing_that_a_head_may_not,
+    fw_18_a_get_is_tried_again_only_without_a_byte_of_an_answer,
 ];
 
 /// What the caller gets.
@@ -227,4 +228,42 @@ async fn fw_11_trailers_say_nothing_that_a_head_may_not(cloud: TestCloud) {
     let trailers = answer.trailers.expect("trailers");
     let names: Vec<_> = trailers.keys().map(http::HeaderName::as_str).collect();
     assert_eq!(names, ["x-sum"], "{trailers:?}");
+}
+
+async fn fw_18_a_get_is_tried_again_only_without_a_byte_of_an_answer(cloud: TestCloud) {
+    /// Answers the first request of a connection, and the second one with `second` and the end.
+    async fn breaking_off(second: &'static str) -> (RawOrigin, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&asked);
+        let origin = RawOrigin::spawn(move |mut stream, _| {
+            let counter = Arc::clone(&counter);
+            async move {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(answer_to("/ok").as_bytes()).await;
+                let mut head = [0; 4096];
+                if let Ok(1..) = stream.read(&mut head).await {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    let _ = stream.write_all(second.as_bytes()).await;
+                }
+            }
+        })
+        .await;
+        (origin, asked)
+    }
+    for (second, method, status, requests) in [
+        // The kept connection was closed at this very moment: once more, on a new one.
+        ("", Method::GET, 200, 3),
+        ("", Method::POST, 502, 2),
+        ("HTTP/1.1 2", Method::GET, 502, 2),
+    ] {
+        let (origin, asked) = breaking_off(second).await;
+        let alice = Browser::sign_in(&cloud, "alice").await;
+        let device = Device::pair(&cloud, &alice, origin.addr()).await;
+        let first = alice.forward(&device.id, Method::GET, "/first");
+        first.send().await.expect(200);
+        let request = alice.forward(&device.id, method.clone(), "/again");
+        request.send().await.expect(status);
+        let asked = asked.load(Ordering::SeqCst);
+        assert_eq!(asked, requests, "{method} after {second:?}");
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -107,6 +108,12 @@ impl WireDevice {
         within("the frames are taken", sent).await.is_ok()
     }
 
+    /// Sends bytes below the WebSocket, as they are; whether they were taken.
+    pub async fn send_below(&mut self, bytes: &[u8]) -> bool {
+        let sent = self.socket.get_mut().write_all(bytes);
+        within("the bytes are taken", sent).await.is_ok()
+    }
+
     /// Sends the same frames again and again, and reads away what comes meanwhile; whether all were
     /// taken.
     pub async fn flood(&mut self, frames: Vec<u8>, times: usize) -> bool {
@@ -176,8 +183,9 @@ impl WireDevice {
         stream
     }
 
-    /// Waits for the end of the tunnel: its close code, or `None` when the cloud just hangs up.
-    pub async fn ended(&mut self) -> Option<u16> {
+    /// Waits for the end of the tunnel, and hangs up: its close code, or `None` when the cloud just hangs
+    /// up.
+    pub async fn ended(mut self) -> Option<u16> {
         within("the end of the tunnel", async {
             loop {
                 match self.socket.next().await {
@@ -192,8 +200,33 @@ impl WireDevice {
         .await
     }
 
+    /// Whether the tunnel has ended: asks for an answer, which comes after everything before it was
+    /// read, and reads up to it.
+    pub async fn has_ended(&mut self) -> bool {
+        let nonce = Bytes::from_static(b"has it ended?");
+        // Below the limit of pings as long as each is awaited.
+        if self
+            .socket
+            .send(Message::Ping(nonce.clone()))
+            .await
+            .is_err()
+        {
+            return true;
+        }
+        within("an answer or the end", async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Pong(answer))) if answer == nonce => return false,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return true,
+                    Some(Ok(_)) => {}
+                }
+            }
+        })
+        .await
+    }
+
     /// Says goodbye and waits for the answer, which comes after everything before it was read.
-    pub async fn leave(&mut self) {
+    pub async fn leave(mut self) {
         // The tunnel may have ended already.
         let _ = self.socket.close(None).await;
         self.ended().await;
