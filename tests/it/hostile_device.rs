@@ -24,7 +24,7 @@ on_both_topologies![
 
 /// How much more memory than before a process may have had in use, in bytes. It holds for all floods
 /// of a test together.
-const MAX_GROWTH: u64 = 24 << 20;
+const MAX_GROWTH: u64 = 16 << 20;
 
 /// A device that is about to misbehave, and a neighbour in the same process with an answer under way.
 struct Scene {
@@ -263,7 +263,7 @@ fn upload() -> impl stream::Stream<Item = Bytes> + Send + 'static {
 
 async fn tu_13_a_device_that_reads_nothing_ends_its_session(cloud: TestCloud) {
     const UPLOADS: u64 = 100;
-    /// What an upload may take in each process: the stream's first window, and copy buffers.
+    /// What an upload may take in each process: its first window, and copy buffers in both directions.
     const EACH: u64 = 640 << 10;
     let mut scene = Scene::set(cloud).await;
     let silent = WireDevice::connect_narrowly(&scene.device).await;
