@@ -93,4 +93,11 @@ mod tests {
         assert!(DeviceToken::parse(&"edt_".repeat(100)).is_none());
         assert!(!format!("{token:?}").contains(&text));
     }
+
+    crate::fuzzing::fuzz_target!(device_token, |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        if let Some(token) = DeviceToken::parse(&text) {
+            assert_eq!(token.hash(), sha256(text.as_bytes()));
+        }
+    });
 }

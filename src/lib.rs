@@ -3,7 +3,7 @@
 //! The modules in reading order, lowest first; arrows of use never go up this list:
 //!
 //! - [`types`]: ids, roles, time. Uses nothing else.
-//! - [`fail_point`]: where tests make a debug build die.
+//! - [`fail_point`]: where tests make a debug build die; `fuzzing`: what tests feed to parsers.
 //! - [`config`]: files, environment and flags become one checked [`config::Config`].
 //! - [`telemetry`], [`runtime`]: logs and metrics; tasks, signals, drain.
 //! - [`net`]: listening sockets, TLS, HTTP connections with limits.
@@ -42,6 +42,8 @@ pub mod fail_point;
 pub mod feed;
 #[cfg(feature = "api")]
 pub mod forward;
+#[cfg(test)]
+mod fuzzing;
 #[cfg(feature = "_server")]
 pub mod keys;
 #[cfg(feature = "_server")]

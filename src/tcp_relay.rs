@@ -463,4 +463,22 @@ mod tests {
         program.read_to_string(&mut said).await.expect("read");
         assert_eq!((end, said.as_str()), (RelayEnd::Complete, "all of it"));
     }
+
+    crate::fuzzing::fuzz_target!(tcp_relay, |bytes| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            for role in [Role::Server, Role::Client] {
+                let (here, mut there) = duplex(1 << 16);
+                let (local, _program) = duplex(1 << 16);
+                there.write_all(bytes).await.expect("there is room");
+                there.shutdown().await.expect("ended");
+                let relay = Relay::new(websocket(here, role).await, local, &());
+                let (end, _, _) = relay.run(std::future::pending()).await;
+                assert_ne!(end, RelayEnd::Complete, "the program has not ended");
+            }
+        });
+    });
 }

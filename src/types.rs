@@ -320,4 +320,17 @@ mod tests {
     fn roles_are_ordered() {
         assert!(Role::Owner > Role::Admin && Role::Operator > Role::Viewer);
     }
+
+    crate::fuzzing::fuzz_target!(ids, |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        if let Ok(id) = text.parse::<DeviceId>() {
+            assert_eq!(id.as_str(), text);
+            let again = DeviceId::from_host_label(&id.host_label());
+            assert_eq!(again, Ok(id));
+        }
+        if let Ok(id) = DeviceId::from_host_label(&text) {
+            assert_eq!(id.host_label(), text.to_ascii_lowercase());
+        }
+        assert!(text.parse::<TenantId>().is_err() || text.parse::<DeviceId>().is_err());
+    });
 }

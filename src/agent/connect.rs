@@ -213,4 +213,11 @@ mod tests {
         }
         assert_eq!(check_upgrade(&headers(&right), "another key"), None);
     }
+
+    crate::fuzzing::fuzz_target!(tunnel_upgrade, |bytes| {
+        let fields = crate::fuzzing::fields(bytes);
+        if check_upgrade(&fields, "dGhlIHNhbXBsZSBub25jZQ==").is_some() {
+            assert!(fields.contains_key(header::SEC_WEBSOCKET_ACCEPT));
+        }
+    });
 }

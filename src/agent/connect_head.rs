@@ -94,4 +94,17 @@ mod tests {
             target(&head);
         }
     }
+
+    crate::fuzzing::fuzz_target!(connect_head, |bytes| {
+        let length = head_len(bytes);
+        assert!(length.is_none_or(|length| bytes[..length].ends_with(END)));
+        if let Some(address) = target(bytes) {
+            assert_eq!(opening(bytes), Some(Opening::Connect));
+            let again = address.to_string().parse::<Address>();
+            assert_eq!(
+                again.expect("its own form").to_string(),
+                address.to_string()
+            );
+        }
+    });
 }

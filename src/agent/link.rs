@@ -247,4 +247,14 @@ mod tests {
         assert!(error.to_string().contains("no certificate"), "{error}");
         assert!(Links::new(Some(Path::new("/does/not/exist"))).is_err());
     }
+
+    crate::fuzzing::fuzz_target!(answers_to_wait, |bytes| {
+        if let Ok(value) = http::HeaderValue::from_bytes(bytes) {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value);
+            for now in [i64::MIN, 0, i64::MAX] {
+                retry_after(&headers, Timestamp::from_millis(now));
+            }
+        }
+    });
 }

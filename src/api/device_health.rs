@@ -124,15 +124,18 @@ async fn go_to_device(app: &AppState, device: &Device, found: &mut Diagnosis) ->
     let began = Instant::now();
     // Not what is cached: what would be found now.
     app.0.sessions.forget(&device.id);
+    let Some(row) = device.live_session() else {
+        return false;
+    };
     let asked = async {
-        let session = app.0.sessions.find(&device.tenant, &device.id).await;
-        let summary = app.current_summary(device).await;
-        (session, summary)
+        let session = app.0.sessions.find(&device.tenant, &device.id).await?;
+        let summary = app.0.sessions.ask(&device.tenant, row).await?;
+        Ok::<_, SessionError>(session.zip(summary))
     };
     let lost = |detail: &str| Err(("node_lost", detail.to_owned()));
     let (session, outcome) = match timeout(STEP, asked).await {
         Err(_) => (None, lost("the node of the device does not answer")),
-        Ok((Ok(Some(session)), Some(summary))) => {
+        Ok(Ok(Some((session, summary)))) => {
             let rtt = summary
                 .rtt_ms
                 .map_or("unknown".to_owned(), |rtt| format!("{rtt:.1} ms"));
@@ -141,11 +144,11 @@ async fn go_to_device(app: &AppState, device: &Device, found: &mut Diagnosis) ->
                 Ok(Some(format!("round trip to the device: {rtt}"))),
             )
         }
-        Ok((Ok(_), _)) => (
+        Ok(Ok(None)) => (
             None,
             Err(("disconnected", "the session has just ended".to_owned())),
         ),
-        Ok((Err(error), _)) => (None, lost(&error.to_string())),
+        Ok(Err(error)) => (None, lost(&error.to_string())),
     };
     if !found.step("node", began, outcome) {
         return false;
@@ -156,7 +159,8 @@ async fn go_to_device(app: &AppState, device: &Device, found: &mut Diagnosis) ->
     let began = Instant::now();
     let outcome = match timeout(STEP, Handle::open_stream(&*session)).await {
         Ok(Ok(_)) => Ok(None),
-        Ok(Err(SessionError::Busy)) => Err(("device_busy", SessionError::Busy.to_string())),
+        Ok(Err(error @ SessionError::Busy)) => Err(("device_busy", error.to_string())),
+        Ok(Err(error @ SessionError::NodeLost)) => Err(("node_lost", error.to_string())),
         Ok(Err(error)) => Err(("stream_refused", error.to_string())),
         Err(_) => Err(("stream_refused", SessionError::Timeout.to_string())),
     };

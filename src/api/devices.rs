@@ -121,6 +121,7 @@ impl AppState {
     pub async fn current_summary(&self, device: &Device) -> Option<Summary> {
         let row = device.live_session()?;
         let asked = self.0.sessions.ask(&device.tenant, row).await;
+        let asked = asked.ok().flatten();
         asked.or_else(|| self.known_summary(device))
     }
 

@@ -353,4 +353,17 @@ mod tests {
             assert!(page(Some(bad), None).is_err(), "{bad:?}");
         }
     }
+
+    crate::fuzzing::fuzz_target!(json_bodies, |bytes| {
+        if let Err(error) = parse::<Example>(bytes) {
+            assert!(error.status().is_client_error(), "{}", error.detail());
+        }
+        let text = String::from_utf8_lossy(bytes);
+        if let Ok(page) = page(Some(&text), None) {
+            assert!((1..=MAX_LIMIT).contains(&page.limit));
+        }
+        if let Ok(name) = name("name", &text) {
+            assert!(!name.chars().any(char::is_control));
+        }
+    });
 }

@@ -257,4 +257,17 @@ mod tests {
             assert!(split_target(&request).is_none());
         }
     }
+
+    crate::fuzzing::fuzz_target!(forward_targets, |bytes| {
+        let Ok(uri) = http::Uri::try_from(bytes) else {
+            return;
+        };
+        let request = Request::get(uri).body(Body::empty()).expect("a request");
+        if let Some((device, prefix, target)) = split_target(&request) {
+            let whole = request.uri().path_and_query().expect("a path").as_str();
+            assert_eq!(prefix, format!("/api/devices/{device}/http"));
+            assert!(target.starts_with('/'), "{target}");
+            assert!(whole == format!("{prefix}{target}") || target[1..] == whole[prefix.len()..]);
+        }
+    });
 }

@@ -99,12 +99,10 @@ impl Entrance {
         if *request.method() == Method::CONNECT {
             return self.refuse_connect(request.headers()).await;
         }
-        let codings = request.headers().get_all(header::TRANSFER_ENCODING);
-        if codings
-            .iter()
-            .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-        {
-            let detail = "the only transfer coding here is chunked";
+        let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+        let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if codings.next().is_some_and(|coding| !chunked(coding)) || codings.next().is_some() {
+            let detail = "the only transfer coding here is chunked, once";
             return Error::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", detail)
                 .header(header::CONNECTION, "close")
                 .into_response();

@@ -102,4 +102,11 @@ mod tests {
             assert_eq!(read(other), None, "{other:?}");
         }
     }
+
+    crate::fuzzing::fuzz_target!(bearer_token, |bytes| {
+        let fields = crate::fuzzing::fields(bytes);
+        if let Some(token) = bearer(&fields) {
+            assert_eq!(token.split('.').count(), 3);
+        }
+    });
 }

@@ -269,4 +269,24 @@ mod tests {
         }
         assert!(!Cookies::is_ours("session") && !Cookies::is_ours("edgecloudy"));
     }
+
+    crate::fuzzing::fuzz_target!(login_cookies, |bytes| {
+        let Ok(value) = http::HeaderValue::from_bytes(bytes) else {
+            return;
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COOKIE, value);
+        for secure in [true, false] {
+            let cookies = cookies(secure);
+            assert_eq!(cookies.read_login(&headers), None, "nobody can guess it");
+            assert_eq!(cookies.read_device(&headers, &DeviceId::random()), None);
+            cookies.is_sent(&headers);
+        }
+        for (name, _) in pairs(&headers) {
+            assert_eq!(
+                Cookies::is_ours(name),
+                Cookies::is_ours(&name.to_uppercase())
+            );
+        }
+    });
 }

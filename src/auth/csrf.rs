@@ -155,4 +155,18 @@ mod tests {
         ));
         assert!(!foreign(Method::POST, &[("sec-fetch-site", "same-origin")]));
     }
+
+    crate::fuzzing::fuzz_target!(fetch_metadata, |bytes| {
+        const OURS: &str = "https://cloud.example";
+        let fields = crate::fuzzing::fields(bytes);
+        let site = fields
+            .get("sec-fetch-site")
+            .map(http::HeaderValue::as_bytes);
+        if matches!(site, Some(b"cross-site" | b"same-site")) {
+            assert!(is_forged(&Method::POST, &fields, OURS), "{fields:?}");
+        }
+        is_foreign_read(&fields);
+        is_foreign_websocket(&fields, OURS);
+        is_foreign_to_device(&Method::POST, &fields, OURS);
+    });
 }

@@ -106,4 +106,11 @@ mod tests {
         assert_eq!(Code::macs(None, &keys()).len(), 1);
         assert!(!format!("{:?}", Code::random()).contains('-'));
     }
+
+    crate::fuzzing::fuzz_target!(pairing_code, |bytes| {
+        if let Some(code) = Code::parse(&String::from_utf8_lossy(bytes)) {
+            let again = Code::parse(&code.shown()).expect("its own form");
+            assert_eq!(again.shown(), code.shown());
+        }
+    });
 }

@@ -77,4 +77,11 @@ mod tests {
             prop_assert_eq!(target.origin(), base.origin());
         }
     }
+
+    crate::fuzzing::fuzz_target!(return_to, |bytes| {
+        let path = sanitize_return_to(&String::from_utf8_lossy(bytes));
+        let base = Url::parse("https://cloud.example/login").expect("a URL");
+        let there = base.join(&path).expect("a path");
+        assert_eq!(there.origin(), base.origin(), "{path}");
+    });
 }

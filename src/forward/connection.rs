@@ -49,7 +49,10 @@ impl OriginConnection {
         let connection: Http1 = Box::pin(connection.with_upgrades());
         Ok(Self {
             sender,
-            driver: ConnectionDriver(Arc::new(Mutex::new(Some(connection)))),
+            driver: ConnectionDriver {
+                connection: Arc::new(Mutex::new(Some(connection))),
+                unwanted: Arc::default(),
+            },
             heard,
         })
     }
@@ -73,19 +76,43 @@ impl OriginConnection {
 /// Reads and writes for a connection. Whoever waits for the connection drives it: a task of its own for
 /// each would cost two more turns of the scheduler on every request. Cheap to clone.
 #[derive(Clone)]
-pub struct ConnectionDriver(Arc<Mutex<Option<Http1>>>);
+pub struct ConnectionDriver {
+    connection: Arc<Mutex<Option<Http1>>>,
+    unwanted: Arc<AtomicBool>,
+}
+
+/// Cuts a connection from within it, when it moves next.
+pub struct Cutter(Arc<AtomicBool>);
+
+impl Cutter {
+    /// Cuts the connection.
+    pub fn cut(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 impl ConnectionDriver {
     fn connection(&self) -> MutexGuard<'_, Option<Http1>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the connection itself holds to be cut.
+    pub fn cutter(&self) -> Cutter {
+        Cutter(Arc::clone(&self.unwanted))
     }
 
     /// Moves what can be moved; ready when the connection has ended.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut connection = self.connection();
         if let Some(open) = &mut *connection {
-            if let Err(error) = ready!(open.as_mut().poll(cx)) {
-                tracing::debug!(%error, "a connection to an origin ended early");
+            match open.as_mut().poll(cx) {
+                Poll::Pending if !self.unwanted.load(Ordering::Relaxed) => return Poll::Pending,
+                Poll::Pending | Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(%error, "a connection to an origin ended early");
+                }
             }
             *connection = None;
         }

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::OriginConnection;
+use super::connection::{Cutter, OriginConnection};
+use super::framing::is_framed_clearly;
 use super::pool::SessionKey;
 use super::request_body::{Progress, RequestBody, Stage};
 use super::{Caller, ForwardError, Forwarder, headers};
@@ -28,6 +30,9 @@ const ANY_AGE: Duration = Duration::MAX;
 const MAX_ATTEMPTS: usize = 3;
 /// The `Host` of an origin that the device did not name.
 const DEFAULT_ORIGIN_HOST: &str = "localhost";
+
+/// Interim responses (1xx) to one request; a device that sends more does not mean to answer.
+const MAX_INTERIM: u32 = 64;
 
 /// What one attempt brought.
 enum Failure {
@@ -134,9 +139,12 @@ impl Exchange<'_> {
             let next = body
                 .take()
                 .unwrap_or_else(|| RequestBody::new(Body::empty(), false, None).0);
-            let request = self.request(origin_host, next)?;
+            let request = self.request(origin_host, next, connection.driver.cutter())?;
             let opened = Instant::now();
             match self.send(&mut connection, request).await {
+                Ok(response) if !is_framed_clearly(response.headers()) => {
+                    return Err(ForwardError::OriginInvalid);
+                }
                 Ok(response) => {
                     let timing = Timing {
                         directory: found - started,
@@ -173,6 +181,7 @@ impl Exchange<'_> {
         &self,
         origin_host: &str,
         body: RequestBody,
+        cutter: Cutter,
     ) -> Result<Request<RequestBody>, ForwardError> {
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
@@ -190,7 +199,11 @@ impl Exchange<'_> {
             self.websocket,
         );
         let progress = self.progress.clone();
+        let interim = AtomicU32::new(0);
         hyper::ext::on_informational(&mut request, move |response| {
+            if interim.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
+                cutter.cut();
+            }
             if response.status() == StatusCode::CONTINUE {
                 progress.release();
             }

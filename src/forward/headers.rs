@@ -18,7 +18,8 @@ pub const AGENT_ERROR: &str = "edgecloud-agent-error";
 /// What a device may run in the cloud's origin: nothing (an opaque origin).
 const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
 
-const HOP_BY_HOP: &[&str] = &[
+/// Fields that are for one hop only.
+pub const HOP_BY_HOP: &[&str] = &[
     "connection",
     "http2-settings",
     "keep-alive",
@@ -32,7 +33,7 @@ const HOP_BY_HOP: &[&str] = &[
 
 /// Fields of a response that speak for a whole host or its neighbours, or to caches between us and the
 /// caller.
-const SPEAKS_FOR_HOST: &[&str] = &[
+pub const SPEAKS_FOR_HOST: &[&str] = &[
     "alt-svc",
     "cdn-cache-control",
     "clear-site-data",
@@ -116,11 +117,16 @@ fn stays_here(name: &HeaderName, listed: &[String], door: &Door) -> bool {
     let name = name.as_str();
     HOP_BY_HOP.contains(&name)
         || listed.iter().any(|hop| hop == name)
-        || name.contains('_')
+        || is_ours(name)
+        || (name == "authorization" && !door.is_device_host())
+}
+
+/// Fields of a request that the cloud alone sets, in any spelling that a server may take for theirs.
+pub fn is_ours(name: &str) -> bool {
+    name.contains('_')
         || name.starts_with("edgecloud-")
         || name.starts_with("x-forwarded-")
         || matches!(name, "forwarded" | "host" | "cookie" | "x-real-ip")
-        || (name == "authorization" && !door.is_device_host())
 }
 
 /// Whether a browser sent a request, as all current ones say (Fetch Metadata).

@@ -379,3 +379,36 @@ fn locations_lead_back_through_the_cloud() {
         assert_eq!(location("/p", same), same);
     }
 }
+
+crate::fuzzing::fuzz_target!(forwarded_fields, |bytes| {
+    let fields = crate::fuzzing::fields(bytes);
+    let via = HeaderValue::from_static("1.1 edgecloud-test");
+    let asked = Asked {
+        browser: true,
+        head: false,
+    };
+    for prefix in ["/api/devices/x/http", ""] {
+        let caller = caller(prefix);
+        let sent = to_device(&fields, &caller, "127.0.0.1:8080", &via, false);
+        for (name, value) in &sent {
+            assert!(!name.as_str().contains('_'), "{name}");
+            let ours = name.as_str().starts_with("edgecloud-");
+            assert!(
+                !ours || sent.get_all(name).iter().count() == 1,
+                "{name}: {value:?}"
+            );
+        }
+        assert_eq!(
+            sent.get("edgecloud-user").expect("set"),
+            caller.user.as_str()
+        );
+        assert_eq!(sent.get(header::HOST).expect("set"), "127.0.0.1:8080");
+        let status = StatusCode::OK;
+        let answered = to_caller(&fields, status, asked, &caller.door, "127.0.0.1:8080");
+        if !caller.door.is_device_host() {
+            assert!(!answered.contains_key(header::SET_COOKIE));
+            let mut policies = answered.get_all(header::CONTENT_SECURITY_POLICY).iter();
+            assert!(policies.any(|policy| *policy == SANDBOX));
+        }
+    }
+});

@@ -6,6 +6,7 @@
 mod connection;
 mod error;
 mod exchange;
+mod framing;
 mod headers;
 mod meter;
 mod pool;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::framing::pass_trailers;
 use super::meter::Counter;
 
 /// How long a device may take to say `100 Continue` before the body is sent all the same.
@@ -158,7 +159,10 @@ impl HttpBody for RequestBody {
                     Some(Err(_)) => Stage::Aborted,
                     None => Stage::Complete,
                 });
-                Poll::Ready(frame)
+                Poll::Ready(match frame {
+                    Some(Ok(frame)) => pass_trailers(frame).map(Ok),
+                    end => end,
+                })
             }
         }
     }

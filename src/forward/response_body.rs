@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::OriginConnection;
+use super::framing::pass_trailers;
 use super::meter::Counter;
 use super::pool::{Pool, SessionKey};
 use super::request_body::{Progress, Stage};
@@ -231,7 +232,9 @@ impl HttpBody for ResponseBody {
                 if self.inner.is_end_stream() {
                     self.finish();
                 }
-                Poll::Ready(Some(Ok(frame)))
+                let passed = pass_trailers(frame);
+                self.over |= passed.is_none();
+                Poll::Ready(passed.map(Ok))
             }
             Poll::Ready(Some(Err(error))) => self.cut(error.into(), cx),
             Poll::Ready(None) => {
@@ -274,4 +277,12 @@ mod tests {
             assert_eq!(tail.is_between_events(), between, "{bytes:?}");
         }
     }
+
+    crate::fuzzing::fuzz_target!(event_tail, |bytes| {
+        let mut tail = EventTail(*b"\n\n");
+        bytes.chunks(3).for_each(|piece| tail.follow(piece));
+        let mut sent = b"\n\n".to_vec();
+        sent.extend(bytes.iter().filter(|byte| **byte != b'\r'));
+        assert_eq!(tail.is_between_events(), sent.ends_with(b"\n\n"));
+    });
 }

@@ -304,4 +304,15 @@ mod tests {
         let (spliced, ()) = tokio::join!(splice, conversation);
         spliced.expect("both ends were told");
     }
+
+    crate::fuzzing::fuzz_target!(websocket_frames, |bytes| {
+        let (mut whole, mut cut) = (FrameFollower::default(), FrameFollower::default());
+        whole.follow(bytes);
+        bytes.chunks(3).for_each(|piece| cut.follow(piece));
+        let state = |follower: &FrameFollower| {
+            let header = follower.header[..follower.header_len].to_vec();
+            (header, follower.payload_left)
+        };
+        assert_eq!(state(&whole), state(&cut));
+    });
 }

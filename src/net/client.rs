@@ -131,4 +131,22 @@ mod tests {
         let found = client(&["10.0.0.0/8"], "10.0.0.1", &["203.0.113.1, unknown"]);
         assert_eq!(found.addr.to_string(), "10.0.0.1");
     }
+
+    crate::fuzzing::fuzz_target!(client_address, |bytes| {
+        let peer = IpAddr::from([10, 0, 0, 1]);
+        let peer_of = Peer {
+            addr: SocketAddr::new(peer, 1),
+            tls: false,
+        };
+        let fields = crate::fuzzing::fields(bytes);
+        let alone = TrustedProxies::default().client(Some(peer_of), &fields);
+        assert_eq!((alone.addr, alone.https), (peer, false));
+        let proxies = TrustedProxies::new(&["10.0.0.0/8".to_owned()]);
+        let told = proxies.client(Some(peer_of), &fields);
+        assert_eq!(
+            (told.chain.first(), told.chain.last()),
+            (Some(&told.addr), Some(&peer))
+        );
+        assert!(told.chain.len() <= 1 + MAX_HOPS);
+    });
 }

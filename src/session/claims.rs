@@ -91,4 +91,11 @@ mod tests {
         }
         assert_eq!(Claims::of_head(&uri, &headers).0.len(), MAX_CLAIMS);
     }
+
+    crate::fuzzing::fuzz_target!(handshake_claims, |bytes| {
+        let (uri, fields) = bytes.split_at(bytes.len().min(64));
+        let uri = Uri::try_from(uri).unwrap_or_default();
+        let claims = Claims::of_head(&uri, &crate::fuzzing::fields(fields));
+        assert!(claims.0.len() <= MAX_CLAIMS);
+    });
 }

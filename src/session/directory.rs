@@ -94,19 +94,29 @@ impl ProxySessions {
         (summary.epoch == row.epoch && summary.tenant == *tenant).then_some(summary)
     }
 
-    /// What the node that holds a session knows of it now; `None` when it cannot be asked.
-    pub async fn ask(&self, tenant: &TenantId, row: &SessionRow) -> Option<Summary> {
+    /// What the node that holds a session knows of it now; `None` when it does not hold it any more.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn ask(
+        &self,
+        tenant: &TenantId,
+        row: &SessionRow,
+    ) -> Result<Option<Summary>, SessionError> {
         if let Some(local) = self.local_summary(tenant, row) {
-            return Some(local);
+            return Ok(Some(local));
         }
+        let Some(url) = row.node_internal_url.clone() else {
+            return Ok(None);
+        };
         let target = Target {
             node: row.node.clone(),
-            url: row.node_internal_url.clone()?,
+            url,
             device: row.device.clone(),
             tenant: tenant.clone(),
             epoch: row.epoch,
         };
-        self.client.summary(&target).await.ok().flatten()
+        self.client.summary(&target).await
     }
 }
 

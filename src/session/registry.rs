@@ -4,9 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
+use tokio::time::{Duration, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{Handle, LocalHandle, SessionError, Sessions};
 use crate::types::{DeviceId, TenantId};
+
+/// How long a session that is entering the directory is waited for; a write to the database.
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Table {
@@ -14,6 +19,8 @@ struct Table {
     current: HashMap<DeviceId, LocalHandle>,
     /// Older sessions whose streams still run.
     superseded: Vec<LocalHandle>,
+    /// Devices whose session is entering the directory: how many, and what their end cancels.
+    beginning: HashMap<DeviceId, (usize, CancellationToken)>,
 }
 
 /// All sessions of this process; at most one per device gets new streams. Cheap to clone.
@@ -24,6 +31,13 @@ pub struct Registry(Arc<Mutex<Table>>);
 pub struct Registered {
     registry: Registry,
     session: LocalHandle,
+}
+
+/// A session that is entering the directory. Who reads there that the device is online and looks for
+/// its session here waits until this is dropped: the directory comes first, as it gives the epoch.
+pub struct Beginning {
+    registry: Registry,
+    device: DeviceId,
 }
 
 /// What happened to a session that was put into the registry.
@@ -69,6 +83,31 @@ impl Registry {
         self.table().current.get(device).cloned()
     }
 
+    /// Announces that a session of the device enters the directory now.
+    pub fn begin(&self, device: &DeviceId) -> Beginning {
+        let mut table = self.table();
+        table.beginning.entry(device.clone()).or_default().0 += 1;
+        Beginning {
+            registry: self.clone(),
+            device: device.clone(),
+        }
+    }
+
+    /// Waits until no session of the device is about to begin; whether there was one.
+    pub async fn begun(&self, device: &DeviceId) -> bool {
+        let beginning = self.table().beginning.get(device).cloned();
+        let Some((_, over)) = beginning else {
+            return false;
+        };
+        // A write that takes longer has not put the device online for long.
+        let _ = timeout(BEGIN_WITHIN, over.cancelled()).await;
+        true
+    }
+
+    fn is_beginning(&self, device: &DeviceId) -> bool {
+        self.table().beginning.contains_key(device)
+    }
+
     /// Every session, superseded ones too.
     pub fn all(&self) -> Vec<LocalHandle> {
         let table = self.table();
@@ -106,9 +145,33 @@ impl Drop for Registered {
     }
 }
 
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let mut table = self.registry.table();
+        if let Some((count, over)) = table.beginning.get_mut(&self.device) {
+            *count -= 1;
+            if *count == 0 {
+                over.cancel();
+                table.beginning.remove(&self.device);
+            }
+        }
+    }
+}
+
 /// [`Sessions`] of this process alone.
 #[derive(Clone)]
 pub struct LocalSessions(pub Registry);
+
+impl LocalSessions {
+    fn usable(&self, tenant: &TenantId, device: &DeviceId) -> Option<Arc<dyn Handle>> {
+        self.0
+            .find(device)
+            // A draining one has a successor, most likely on another node.
+            .filter(|session| !session.is_closed() && !session.is_draining())
+            .filter(|session| session.parts().tenant == *tenant)
+            .map(|session| Arc::new(session) as Arc<dyn Handle>)
+    }
+}
 
 impl Sessions for LocalSessions {
     fn find(
@@ -116,14 +179,15 @@ impl Sessions for LocalSessions {
         tenant: &TenantId,
         device: &DeviceId,
     ) -> BoxFuture<'_, Result<Option<Arc<dyn Handle>>, SessionError>> {
-        let found = self
-            .0
-            .find(device)
-            // A draining one has a successor, most likely on another node.
-            .filter(|session| !session.is_closed() && !session.is_draining())
-            .filter(|session| session.parts().tenant == *tenant)
-            .map(|session| Arc::new(session) as Arc<dyn Handle>);
-        Box::pin(std::future::ready(Ok(found)))
+        let found = self.usable(tenant, device);
+        if found.is_some() || !self.0.is_beginning(device) {
+            return Box::pin(std::future::ready(Ok(found)));
+        }
+        let (tenant, device) = (tenant.clone(), device.clone());
+        Box::pin(async move {
+            self.0.begun(&device).await;
+            Ok(self.usable(&tenant, &device))
+        })
     }
 
     fn forget(&self, _device: &DeviceId) {}

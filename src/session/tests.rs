@@ -206,3 +206,49 @@ fn a_heartbeat_moves_the_local_snapshot_forward_only() {
         Some(Timestamp::from_millis(20))
     );
 }
+
+crate::fuzzing::fuzz_target!(control_messages, |bytes| {
+    use crate::tunnel::control::ControlStream;
+    use tokio::io::AsyncWriteExt;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async {
+        let (mut near, far) = tokio::io::duplex(64 * 1024);
+        near.write_all(bytes).await.expect("there is room");
+        drop(near);
+        let mut control = ControlStream::new(far);
+        let mut received = 0;
+        while let Ok(Some(_)) = control.receive().await {
+            received += 1;
+        }
+        assert!(received <= bytes.split(|byte| *byte == b'\n').count());
+    });
+});
+
+#[tokio::test]
+async fn a_session_that_is_entering_the_directory_is_waited_for() {
+    use super::{LocalSessions, Registry, Sessions};
+    use futures_util::FutureExt;
+
+    let (tenant, device) = (TenantId::random(), DeviceId::random());
+    let registry = Registry::default();
+    let sessions = LocalSessions(registry.clone());
+    let now = sessions.find(&tenant, &device).now_or_never();
+    assert!(
+        matches!(now, Some(Ok(None))),
+        "there is nothing to wait for"
+    );
+    let (first, second) = (registry.begin(&device), registry.begin(&device));
+    let other = sessions.find(&tenant, &DeviceId::random()).now_or_never();
+    assert!(matches!(other, Some(Ok(None))), "another device's");
+    let mut found = sessions.find(&tenant, &device);
+    assert!((&mut found).now_or_never().is_none());
+    drop(first);
+    assert!(
+        (&mut found).now_or_never().is_none(),
+        "one is still to come"
+    );
+    drop(second);
+    assert!(matches!(found.await, Ok(None)));
+    assert!(!registry.begun(&device).await, "all have begun");
+}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, lowest first. A module may use modules of lower layers only.
 const LAYERS: &[&[&str]] = &[
+    &["fuzzing"],
     &["types", "fail_point"],
     &["config"],
     &["cli", "telemetry", "runtime"],

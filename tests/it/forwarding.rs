@@ -45,10 +45,10 @@ on_both_topologies![
     fw_04_a_malformed_answer_is_the_origins_fault,
     fw_05_what_an_origin_says_unasked_reaches_nobody,
     fw_18_a_request_that_may_have_been_done_is_not_sent_twice,
-    an_origin_that_is_not_there_is_named_as_the_cause,
-    an_origin_that_says_nothing_times_out,
+    fw_20_an_origin_that_is_not_there_is_named_as_the_cause,
+    fw_20_an_origin_that_says_nothing_times_out,
     tu_15_one_request_too_many_is_refused_and_the_tunnel_stays,
-    an_offline_device_is_unavailable_and_the_answer_says_why,
+    fw_20_an_offline_device_is_unavailable_and_the_answer_says_why,
     a_device_that_does_not_exist_is_not_found,
     fw_08_odd_request_targets_lead_nowhere,
     streams_to_a_device_are_used_again,
@@ -883,7 +883,7 @@ async fn fw_18_a_request_that_may_have_been_done_is_not_sent_twice(cloud: TestCl
     assert_eq!(origin.requests(), 1);
 }
 
-async fn an_origin_that_is_not_there_is_named_as_the_cause(cloud: TestCloud) {
+async fn fw_20_an_origin_that_is_not_there_is_named_as_the_cause(cloud: TestCloud) {
     let gone = Origin::spawn().await;
     let addr = gone.addr();
     let (alice, device) = device_of(&cloud, addr).await;
@@ -901,7 +901,7 @@ async fn an_origin_that_is_not_there_is_named_as_the_cause(cloud: TestCloud) {
     alice.wait_for_status(&device.id, "online").await;
 }
 
-async fn an_origin_that_says_nothing_times_out(topology: Topology) {
+async fn fw_20_an_origin_that_says_nothing_times_out(topology: Topology) {
     let cloud = TestCloud::builder(topology)
         .setting("EDGECLOUD__LIMITS__RESPONSE_HEADER_TIMEOUT", "1s")
         .spawn()
@@ -942,7 +942,7 @@ async fn tu_15_one_request_too_many_is_refused_and_the_tunnel_stays(topology: To
     .await;
 }
 
-async fn an_offline_device_is_unavailable_and_the_answer_says_why(cloud: TestCloud) {
+async fn fw_20_an_offline_device_is_unavailable_and_the_answer_says_why(cloud: TestCloud) {
     let alice = Browser::sign_in(&cloud, "alice").await;
     let device = RawDevice::pair(&cloud, &alice).await;
     let answer = alice.forward(&device.id, Method::GET, "/").send().await;

@@ -483,3 +483,26 @@ async fn ol_25_a_provider_that_is_away_is_unavailable() {
     assert!(matches!(error, OidcError::Unavailable(_)), "{error}");
     assert!(client.is_degraded());
 }
+
+crate::fuzzing::fuzz_target!(provider_tokens, |bytes| {
+    use super::jwt::{Expected, check_times, verify};
+
+    let text = String::from_utf8_lossy(bytes);
+    let now = crate::types::Timestamp::from_millis(1_700_000_000_000);
+    let expected = Expected {
+        typ: "JWT",
+        issuer: "https://id.example",
+        audience: "edgecloud",
+        allowed_algs: &["RS256".to_owned(), "ES256".to_owned()],
+        now,
+    };
+    let keys = openidconnect::core::CoreJsonWebKeySet::new(Vec::new());
+    assert!(
+        verify(&text, &keys, &expected).is_err(),
+        "nobody has signed it"
+    );
+    if let Ok(claims) = serde_json::from_slice(bytes) {
+        // Whatever the numbers are.
+        let _ = check_times(&claims, now);
+    }
+});

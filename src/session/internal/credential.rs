@@ -206,4 +206,24 @@ mod tests {
         let good = sign(&keys("k"), &clock, covered);
         assert!(verifier.verify(&good, covered) && verifier.verify(&good, covered));
     }
+
+    crate::fuzzing::fuzz_target!(internal_credential, |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return;
+        };
+        if let Some((time, nonce, mac)) = parse(text) {
+            let again = format!("{SCHEME}{time},{nonce},{}", HEXLOWER.encode(&mac));
+            assert_eq!(again, text, "there is one way to write it");
+        }
+        let node = NodeId::random();
+        let covered = Covered {
+            method: &Method::POST,
+            path: "/internal/v1/sessions/x/stream",
+            node: &node,
+            tenant: "t",
+            epoch: "3",
+        };
+        let verifier = Verifier::new(keys("k"), clock());
+        assert!(!verifier.verify(text, covered), "nobody can guess it");
+    });
 }

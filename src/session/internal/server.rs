@@ -86,7 +86,7 @@ impl InternalApi {
         let segments: Vec<&str> = rest.split('/').skip(1).collect();
         match (request.method(), segments.as_slice()) {
             (&Method::GET, []) => self.list(),
-            (&Method::GET, [device]) => match self.find(device, request.headers()) {
+            (&Method::GET, [device]) => match self.find(device, request.headers()).await {
                 Some(session) => json_body(StatusCode::OK, &json!(session.summary())),
                 None => problem(StatusCode::NOT_FOUND, "not_here"),
             },
@@ -115,12 +115,21 @@ impl InternalApi {
         }
     }
 
-    /// The session that a request means: of this device, this tenant, this epoch.
-    fn find(&self, device: &str, headers: &HeaderMap) -> Option<LocalHandle> {
+    /// The session that a request means: of this device, this tenant, this epoch. Whoever asks has read
+    /// of it in the directory, so one that is just entering there is waited for.
+    async fn find(&self, device: &str, headers: &HeaderMap) -> Option<LocalHandle> {
         let device: DeviceId = device.parse().ok()?;
+        if let Some(found) = self.meant(&device, headers) {
+            return Some(found);
+        }
+        let has_begun = self.node.registry().begun(&device).await;
+        has_begun.then(|| self.meant(&device, headers)).flatten()
+    }
+
+    fn meant(&self, device: &DeviceId, headers: &HeaderMap) -> Option<LocalHandle> {
         let tenant: TenantId = text(headers, TENANT_HEADER).parse().ok()?;
         let epoch = text(headers, EPOCH_HEADER);
-        let session = self.node.registry().find(&device)?;
+        let session = self.node.registry().find(device)?;
         let parts = session.parts();
         let meant =
             parts.tenant == tenant && (epoch.is_empty() || epoch == parts.epoch.to_string());
@@ -134,7 +143,7 @@ impl InternalApi {
     }
 
     async fn close(&self, device: &str, headers: &HeaderMap) -> Answer {
-        if let Some(session) = self.find(device, headers) {
+        if let Some(session) = self.find(device, headers).await {
             // Closing a local session cannot fail.
             let _ = session.close().await;
         }
@@ -152,7 +161,7 @@ impl InternalApi {
         if self.node.lease_state() == LeaseState::Fenced {
             return problem(StatusCode::CONFLICT, "draining");
         }
-        let Some(session) = self.find(device, request.headers()) else {
+        let Some(session) = self.find(device, request.headers()).await else {
             return problem(StatusCode::NOT_FOUND, "not_here");
         };
         let stream = match timeout(OPEN_DEADLINE, session.open_stream()).await {

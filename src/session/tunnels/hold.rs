@@ -12,7 +12,7 @@ use crate::net::Connection;
 use crate::session::LocalHandle;
 use crate::session::claims::Claims;
 use crate::session::local::SessionParts;
-use crate::session::registry::Insertion;
+use crate::session::registry::{Beginning, Insertion};
 use crate::store::{AuditActor, AuditEntry, NewSession};
 use crate::tunnel::control::{ControlMessage, ControlStream};
 use crate::tunnel::{CloseReason, EndReason, Side, Tunnel, TunnelSettings};
@@ -38,9 +38,11 @@ impl Tunnels {
         let hello = hello.unwrap_or_default();
         admitted.claims.extend(hello.claims);
         let work = self.0.admission.resume();
+        let beginning = self.0.node.registry().begin(&admitted.device);
         let begun = Box::pin(self.begin(&admitted, &tunnel, hello.origin_host)).await;
         drop((work, admitted.claims));
         let Some(parts) = begun else {
+            drop(beginning);
             let _ = driver.await;
             return;
         };
@@ -52,7 +54,7 @@ impl Tunnels {
             control: admitted.subprotocol.then_some(sender),
             ..parts
         });
-        self.hold(session).await;
+        self.hold(session, beginning).await;
         let _ = driver.await;
     }
 
@@ -164,9 +166,10 @@ impl Tunnels {
         })
     }
 
-    async fn hold(&self, session: LocalHandle) {
+    async fn hold(&self, session: LocalHandle, beginning: Beginning) {
         let parts = session.parts();
         let (insertion, registered) = self.0.node.registry().insert(session.clone());
+        drop(beginning);
         tracing::info!(device = %parts.device, epoch = parts.epoch, "session began");
         if let Insertion::Newest(Some(older)) = insertion {
             tracing::info!(device = %parts.device, older = older.parts().epoch, "session replaced");

@@ -214,7 +214,8 @@ impl Request {
         self.shake_hands(stream).await
     }
 
-    async fn shake_hands<S>(self, stream: S) -> Result<WebSocket<S>, Box<Answer>>
+    /// As [`Request::websocket`], over a connection that the caller has made.
+    pub(super) async fn shake_hands<S>(self, stream: S) -> Result<WebSocket<S>, Box<Answer>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

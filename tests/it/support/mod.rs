@@ -14,8 +14,10 @@ mod provider;
 mod raw_device;
 mod service_client;
 mod signing;
+mod strict_origin;
 mod tls;
 mod wait;
+mod wire_device;
 
 pub use browser::{Anonymous, Browser, LOGIN_COOKIE, text};
 pub use cloud::{Another, Part, Ready, TestCloud, Topology, free_addr};
@@ -29,8 +31,10 @@ pub use process::{BINARY, Finished, Process, converse, program, run, run_program
 pub use provider::{AUDIENCE, Provider, Registration};
 pub use raw_device::{Manner, RawDevice, ServedDevice};
 pub use service_client::ServiceClient;
+pub use strict_origin::{Crossed, StrictOrigin};
 pub use tls::Authority;
 pub use wait::{eventually, within};
+pub use wire_device::{WireDevice, yamux};
 
 /// What a test asks for: a running cloud, or only the topology, to start one with its own settings.
 pub trait Given {

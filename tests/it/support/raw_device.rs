@@ -67,6 +67,11 @@ impl RawDevice {
         Request::new(addr, &addr.to_string(), Method::GET, target)
     }
 
+    /// Where it connects.
+    pub fn tunnel_addr(&self) -> SocketAddr {
+        self.tunnel
+    }
+
     /// A request for a tunnel, not sent yet.
     pub fn handshake(&self) -> Request {
         let host = self.tunnel.to_string();
