@@ -3,14 +3,19 @@
 //! Each direction ends on its own. What is cut off on one side is cut off on the other, never ended
 //! cleanly: the far end must not take half a body for a whole one.
 
+use std::io;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use tokio::time::timeout;
 
 /// Copy buffer per direction, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Copy buffer of a stream that carries little, in bytes.
+const SMALL_BUFFER_BYTES: usize = 4 * 1024;
 /// How much is read away after the last answer on a stream, in bytes.
 const DRAIN_BYTES: u64 = 1024 * 1024;
 /// How long that may take.
@@ -57,7 +62,7 @@ where
     let (mut from_origin, mut to_origin) = upstream.tcp.split();
     let upload = async {
         let copied = match to_origin.write_all(ahead).await {
-            Ok(()) => copy(&mut from_opener, &mut to_origin).await,
+            Ok(()) => upload(&mut from_opener, &mut to_origin).await,
             Err(_) => Err(Broken::Sink),
         };
         match copied {
@@ -67,7 +72,7 @@ where
             Err(Broken::Source) => Err(Broken::Source),
         }
     };
-    let download = copy(&mut from_origin, &mut to_opener);
+    let download = download(&mut from_origin, &mut to_opener);
     if let Ok((read_to_its_end, ())) = tokio::try_join!(upload, download) {
         upstream.complete = true;
         if !read_to_its_end {
@@ -76,19 +81,51 @@ where
     }
 }
 
-async fn copy<R, W>(source: &mut R, sink: &mut W) -> Result<(), Broken>
+/// From the opener to the origin.
+async fn upload<R, W>(source: &mut R, sink: &mut W) -> Result<(), Broken>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut buffer = BytesMut::with_capacity(SMALL_BUFFER_BYTES);
     loop {
-        let read = source.read(&mut buffer).await;
-        match read.map_err(|_| Broken::Source)? {
-            0 => return sink.shutdown().await.map_err(|_| Broken::Sink),
-            read => {
-                let written = sink.write_all(&buffer[..read]).await;
-                written.map_err(|_| Broken::Sink)?;
+        let read = source.read_buf(&mut buffer).await;
+        let read = read.map_err(|_| Broken::Source)?;
+        if read == 0 {
+            return sink.shutdown().await.map_err(|_| Broken::Sink);
+        }
+        let written = sink.write_all(&buffer).await;
+        written.map_err(|_| Broken::Sink)?;
+        // Most uploads are heads of requests, and most streams wait for the next one.
+        if read == buffer.capacity() {
+            buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        } else if read <= SMALL_BUFFER_BYTES && buffer.capacity() > SMALL_BUFFER_BYTES {
+            buffer = BytesMut::with_capacity(SMALL_BUFFER_BYTES);
+        } else {
+            buffer.clear();
+        }
+    }
+}
+
+/// From the origin to the opener.
+async fn download<W>(source: &mut ReadHalf<'_>, sink: &mut W) -> Result<(), Broken>
+where
+    W: AsyncWrite + Unpin,
+{
+    loop {
+        // A quiet origin holds no buffer.
+        source.readable().await.map_err(|_| Broken::Source)?;
+        let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        loop {
+            buffer.clear();
+            match source.try_read_buf(&mut buffer) {
+                Ok(0) => return sink.shutdown().await.map_err(|_| Broken::Sink),
+                Ok(_) => {
+                    let written = sink.write_all(&buffer).await;
+                    written.map_err(|_| Broken::Sink)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Err(Broken::Source),
             }
         }
     }

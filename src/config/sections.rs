@@ -373,7 +373,7 @@ fn read_limits(reader: &mut Reader, failed_device_tokens_per_minute: usize) -> L
             5 * MINUTE,
             SECOND..=DAY,
         ),
-        idle_streams_per_session: reader.count("limits.idle_streams_per_session", 64, 0..=4096),
+        idle_streams_per_session: reader.count("limits.idle_streams_per_session", 256, 0..=4096),
         open_requests_per_tenant: reader.count(
             "limits.open_requests_per_tenant",
             2_000,

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,19 +13,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::frame::{Header, Kind};
 use super::heartbeat::{Beat, Heartbeat};
 use super::masks::Masks;
 use super::mux::Shared;
+use super::parting::{CLOSE_PROTOCOL_ERROR, Closing};
 use super::receiver::{self, Notice, Receiver};
 use super::websocket::{self, Decoder, Event};
-use super::{CloseReason, EndReason, Side, Traffic, Tunnel, TunnelSettings, TunnelStream};
+use super::writing::WRITE_STALL;
+use super::{EndReason, Side, Traffic, Tunnel, TunnelSettings, TunnelStream};
 use crate::types::{Clock, random_bytes};
 
-/// How long the other side may take no byte before the tunnel ends.
-pub const WRITE_STALL: Duration = Duration::from_secs(10);
-/// How long a closing tunnel waits for its last words to leave and the other side to answer.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// Rounds of work in one wake-up before other tasks get a turn.
 const MAX_ROUNDS: usize = 32;
 /// Bytes that are read in one go, into a buffer that all tunnels of a thread share.
@@ -37,59 +34,33 @@ const MAX_PINGS: u32 = 100;
 const PING_WINDOW: Duration = Duration::from_secs(10);
 /// Control frames that may wait to be sent, in bytes: more are not answered.
 const MAX_CONTROL: usize = 1024;
-/// The close code of a violation that leaves nothing to say (RFC 6455 §7.4.1).
-const CLOSE_PROTOCOL_ERROR: u16 = 1002;
-/// Reasons of a GoAway (hashicorp/yamux specification).
-const GO_AWAY_NORMAL: u32 = 0;
-const GO_AWAY_PROTOCOL: u32 = 1;
-
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Farewell {
-    /// What is to be sent goes first, then the close frame.
-    Words,
-    /// The other side's close frame is awaited.
-    Answer,
-    /// What the other side still sends is read away: closing with unread data resets the
-    /// connection, which would destroy our close frame on its way.
-    Drain,
-}
-
-struct Closing {
-    reason: EndReason,
-    code: u16,
-    stage: Farewell,
-    /// The other side has said its last word, or can no longer be understood.
-    unreadable: bool,
-    deadline: Instant,
-}
-
 /// The driver of one tunnel; its owner must [`run`](TunnelTask::run) it. Dropping it cuts the tunnel.
 pub struct TunnelTask<S> {
-    io: S,
+    pub(super) io: S,
     /// What was read before the tunnel began.
-    ahead: Bytes,
-    decoder: Decoder,
-    receiver: Receiver,
-    masks: Masks,
+    pub(super) ahead: Bytes,
+    pub(super) decoder: Decoder,
+    pub(super) receiver: Receiver,
+    pub(super) masks: Masks,
     /// What is being written, and how far that is.
-    writing: Vec<u8>,
-    written: usize,
-    flushing: bool,
+    pub(super) writing: Vec<u8>,
+    pub(super) written: usize,
+    pub(super) flushing: bool,
     /// Control frames that go before the next message.
-    control: Vec<u8>,
-    clock: Clock,
-    heartbeat: Heartbeat,
+    pub(super) control: Vec<u8>,
+    pub(super) clock: Clock,
+    pub(super) heartbeat: Heartbeat,
     /// When the other side must have taken a byte, and what it had taken before.
-    stall: Option<(Instant, u64)>,
-    pings: u32,
-    pings_since: Instant,
-    timer: Pin<Box<Sleep>>,
-    closing: Option<Box<Closing>>,
-    shared: Arc<Shared>,
+    pub(super) stall: Option<(Instant, u64)>,
+    pub(super) pings: u32,
+    pub(super) pings_since: Instant,
+    pub(super) timer: Pin<Box<Sleep>>,
+    pub(super) closing: Option<Box<Closing>>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Tunnel {
@@ -310,71 +281,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
         self.shared.last_echo.store(now, Ordering::Relaxed);
     }
 
-    /// Writes until there is nothing more to write or nothing more is taken; tells whether all is gone.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<bool, EndReason> {
-        loop {
-            while self.written < self.writing.len() {
-                let rest = &self.writing[self.written..];
-                match Pin::new(&mut self.io).poll_write(cx, rest) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Err(self.lost()),
-                    Poll::Ready(Ok(taken)) => {
-                        self.written += taken;
-                        self.flushing = true;
-                        self.shared.traffic.add_sent(taken);
-                    }
-                    Poll::Pending => return Ok(self.is_stuck()),
-                }
-            }
-            self.writing.clear();
-            self.written = 0;
-            if self.control.is_empty() {
-                self.take_message();
-            } else {
-                std::mem::swap(&mut self.writing, &mut self.control);
-            }
-            if self.writing.is_empty() {
-                break;
-            }
-        }
-        if self.flushing {
-            match Pin::new(&mut self.io).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.flushing = false,
-                Poll::Ready(Err(_)) => return Err(self.lost()),
-                Poll::Pending => return Ok(self.is_stuck()),
-            }
-        }
-        self.stall = None;
-        Ok(true)
-    }
-
-    fn is_stuck(&mut self) -> bool {
-        let sent = self.shared.traffic.sent();
-        self.stall
-            .get_or_insert_with(|| (Instant::now() + WRITE_STALL, sent));
-        false
-    }
-
-    /// Makes one message of what streams want to send.
-    fn take_message(&mut self) {
-        let called = {
-            let mut table = self.shared.table();
-            self.shared.driver_looks(&mut table);
-            table.outbox.take(&mut self.writing)
-        };
-        if !self.writing.is_empty() {
-            self.written = websocket::seal_binary(&mut self.writing, self.masks.next());
-        }
-        called.into_iter().for_each(Waker::wake);
-    }
-
-    /// The reason for a connection that fails: the one of a close under way, if there is any.
-    fn lost(&self) -> EndReason {
-        match &self.closing {
-            Some(closing) => closing.reason.clone(),
-            None => EndReason::Transport,
-        }
-    }
-
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), EndReason> {
         loop {
             let now = Instant::now();
@@ -414,105 +320,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
             self.shared.table().outbox.shrink();
         }
     }
-
-    fn begin_close(&mut self, reason: EndReason, code: u16) {
-        if self.closing.is_some() {
-            return;
-        }
-        self.shared.part();
-        // hashicorp/yamux leaves at a GoAway that is not normal, without reading the close frame.
-        let length = match code {
-            CLOSE_PROTOCOL_ERROR => GO_AWAY_PROTOCOL,
-            _ => GO_AWAY_NORMAL,
-        };
-        self.shared.table().outbox.push_header(Header {
-            kind: Kind::GoAway,
-            flags: 0,
-            stream: 0,
-            length,
-        });
-        let deadline = Instant::now() + CLOSE_GRACE;
-        self.closing = Some(Box::new(Closing {
-            reason,
-            code,
-            stage: Farewell::Words,
-            unreadable: false,
-            deadline,
-        }));
-    }
-
-    fn stop_reading(&mut self) {
-        if let Some(closing) = &mut self.closing {
-            closing.unreadable = true;
-        }
-    }
-
-    /// One round of a closing tunnel.
-    fn part(&mut self, cx: &mut Context<'_>) -> Result<bool, EndReason> {
-        let gone = self.flush(cx)?;
-        let Some(closing) = &mut self.closing else {
-            return Ok(false);
-        };
-        if self.timer.deadline() != closing.deadline {
-            self.timer.as_mut().reset(closing.deadline);
-        }
-        if self.timer.as_mut().poll(cx).is_ready() {
-            return Err(closing.reason.clone());
-        }
-        match closing.stage {
-            Farewell::Words if !gone => return Ok(false),
-            Farewell::Words => {
-                closing.stage = match closing.unreadable {
-                    true => Farewell::Drain,
-                    false => Farewell::Answer,
-                };
-                let mask = self.masks.next();
-                websocket::push_close(&mut self.control, closing.code, mask);
-                return Ok(true);
-            }
-            Farewell::Answer | Farewell::Drain => {}
-        }
-        if gone && matches!(closing.reason, EndReason::ClosedByPeer(_)) && closing.unreadable {
-            // Both have said their last word: the server ends the connection (RFC 6455 §7.1.1).
-            return Err(closing.reason.clone());
-        }
-        let mut scratch = [0; 4096];
-        let mut buf = ReadBuf::new(&mut scratch);
-        match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
-            Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
-            Poll::Ready(_) => return Err(self.lost()),
-        }
-        let filled = buf.filled().len();
-        self.shared.traffic.add_received(filled);
-        self.await_answer(&mut scratch[..filled])?;
-        Ok(true)
-    }
-
-    /// Looks for the other side's close frame; what else it sends is no longer wanted.
-    fn await_answer(&mut self, bytes: &mut [u8]) -> Result<(), EndReason> {
-        let Some(closing) = &mut self.closing else {
-            return Ok(());
-        };
-        let mut at = 0;
-        while closing.stage == Farewell::Answer {
-            match self.decoder.next(&mut bytes[at..]) {
-                Ok((_, None)) => break,
-                Ok((_, Some(Event::Close(code)))) => {
-                    // Its GoAway came first and said less.
-                    return Err(match (&closing.reason, code) {
-                        (EndReason::ClosedByPeer(1005), Some(code)) => {
-                            EndReason::ClosedByPeer(code)
-                        }
-                        (reason, _) => reason.clone(),
-                    });
-                }
-                Ok((taken, Some(_))) => at += taken,
-                Err(_) => closing.stage = Farewell::Drain,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What frames say about the tunnel as a whole.
@@ -537,11 +344,5 @@ impl<S> Drop for TunnelTask<S> {
         let _ = self.shared.end_reason.set(EndReason::Transport);
         self.shared.part();
         self.shared.ended.cancel();
-    }
-}
-
-impl From<CloseReason> for EndReason {
-    fn from(reason: CloseReason) -> Self {
-        EndReason::Closed(reason)
     }
 }

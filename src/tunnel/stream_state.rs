@@ -111,6 +111,12 @@ impl StreamState {
         self.received.pop_front()
     }
 
+    /// Bytes that wait for the reader.
+    #[cfg(test)]
+    pub fn buffered(&self) -> usize {
+        self.received.iter().map(BytesMut::len).sum()
+    }
+
     /// Counts what the reader has taken; tells when the other side should hear of it.
     pub fn consume(&mut self, bytes: u32) -> Option<Due> {
         self.unannounced += bytes;

@@ -11,6 +11,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
 
+mod framing;
+mod fuzzing;
 mod hostile;
 mod other_ends;
 mod streams;
