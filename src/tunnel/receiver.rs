@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::frame::{ACK, FIN, HEADER_BYTES, Header, Kind, RST, SYN};
+use super::frame::{ACK, FIN, HEADER_BYTES, Header, INITIAL_WINDOW, Kind, RST, SYN};
 use super::mux::{Cell, Shared, lock};
 use super::{Side, TunnelStream};
 
@@ -145,6 +145,8 @@ impl Receiver {
             Kind::Data => {
                 let admitted = match &cell {
                     Some(cell) => lock(cell).admit(header.length),
+                    // A first frame is within the window that every stream begins with.
+                    None if header.has(SYN) => header.length <= INITIAL_WINDOW,
                     None => header.length <= MAX_LATE_BODY,
                 };
                 if !admitted {

@@ -107,6 +107,13 @@ type delayed struct {
 }
 
 func newTap(tunnel io.ReadWriteCloser, latency time.Duration) *tap {
+	if ws, ok := tunnel.(*stream); ok {
+		answer := ws.CloseHandler()
+		ws.SetCloseHandler(func(code int, text string) error {
+			stats.closed(code)
+			return answer(code, text)
+		})
+	}
 	t := &tap{ReadWriteCloser: tunnel, latency: latency, queue: make(chan delayed, 64), done: make(chan struct{})}
 	if latency > 0 {
 		go t.sendLater()

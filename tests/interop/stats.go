@@ -2,10 +2,7 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"sync"
-
-	"github.com/gorilla/websocket"
 )
 
 // Kinds and flags of yamux frames (hashicorp yamux spec, "Framing").
@@ -22,7 +19,7 @@ type Stats struct {
 	Tunnels int `json:"tunnels"`
 	// Ends of tunnels, as the device saw them.
 	Ends []string `json:"ends"`
-	// CloseCodes of those that ended with one.
+	// CloseCodes of close frames that have come.
 	CloseCodes []int `json:"close_codes"`
 	// Pings that yamux has sent by itself in the present tunnel. The next one is sent only when the one before was
 	// answered; without an answer the session ends.
@@ -53,11 +50,12 @@ func (s *Stats) begin() {
 func (s *Stats) end(err error) {
 	s.change(func() {
 		s.Ends = append(s.Ends, err.Error())
-		var closed *websocket.CloseError
-		if errors.As(err, &closed) {
-			s.CloseCodes = append(s.CloseCodes, closed.Code)
-		}
 	})
+}
+
+// closed takes note of a close frame. What yamux says at the end may be that a write failed after it.
+func (s *Stats) closed(code int) {
+	s.change(func() { s.CloseCodes = append(s.CloseCodes, code) })
 }
 
 // frame takes note of a frame's header and says how long its body is.

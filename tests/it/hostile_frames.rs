@@ -109,13 +109,16 @@ async fn tu_03_lengths_and_fragments_beyond_the_limit_end_the_session(cloud: Tes
         assert!(matches!(code, Some(1002 | 1009)), "{length}: {code:?}");
         scene.only_that_session_ended().await;
     }
-    // A message in pieces that never ends.
+    // A message in pieces that never ends, all of it the body of a frame for a stream that is gone.
     let mut wire = scene.connect().await;
+    let frame = yamux::header(yamux::DATA, 0, 99, 4 << 20);
+    assert!(
+        wire.send_below(&long_frame(0x02, frame.len() as u64, &frame))
+            .await
+    );
     let piece = vec![0; 64 << 10];
-    let mut first = 0x02;
     let mut sent = 0;
-    while wire.send_below(&long_frame(first, 64 << 10, &piece)).await {
-        first = 0x00;
+    while wire.send_below(&long_frame(0x00, 64 << 10, &piece)).await {
         sent += piece.len() as u64;
         if sent > LIMIT {
             break;
