@@ -88,7 +88,7 @@ impl LocalHandle {
     }
 
     /// Ends the session for a stated reason; only the first call counts.
-    pub async fn close_because(&self, reason: CloseReason) {
+    pub fn close_because(&self, reason: CloseReason) {
         if !self.0.closed.swap(true, Ordering::AcqRel) {
             self.0.parts.tunnel.close(reason);
         }
@@ -114,7 +114,7 @@ impl Handle for LocalHandle {
 
     fn close(&self) -> BoxFuture<'_, Result<(), SessionError>> {
         Box::pin(async {
-            self.close_because(CloseReason::Done).await;
+            self.close_because(CloseReason::Done);
             Ok(())
         })
     }

@@ -153,17 +153,17 @@ impl Node {
         let mut changes = ChangeCursor::new(self.0.store.clone());
         loop {
             for change in changes.next().await {
-                self.on_change(&change).await;
+                self.on_change(&change);
             }
         }
     }
 
-    async fn on_change(&self, change: &Change) {
+    fn on_change(&self, change: &Change) {
         let Ok(device) = change.subject.parse::<DeviceId>() else {
             return;
         };
         match change.kind {
-            ChangeKind::DeviceRevoked => self.revoke(&device).await,
+            ChangeKind::DeviceRevoked => self.revoke(&device),
             ChangeKind::SessionMoved => {
                 let epoch = change
                     .detail
@@ -180,10 +180,10 @@ impl Node {
     }
 
     /// Cuts a device's sessions at once.
-    pub async fn revoke(&self, device: &DeviceId) {
+    pub fn revoke(&self, device: &DeviceId) {
         for session in self.sessions_of(device) {
             session.tell(ControlMessage::Revoked);
-            session.close_because(CloseReason::Revoked).await;
+            session.close_because(CloseReason::Revoked);
         }
     }
 
@@ -208,13 +208,13 @@ impl Node {
             for session in self.0.registry.all() {
                 let moved = session.is_draining() || Instant::now() >= grace;
                 if moved && session.parts().tunnel.open_streams() == 0 {
-                    session.close_because(CloseReason::Restarting).await;
+                    session.close_because(CloseReason::Restarting);
                 }
             }
             tokio::time::sleep(DRAIN_POLL).await;
         }
         for session in self.0.registry.all() {
-            session.close_because(CloseReason::Restarting).await;
+            session.close_because(CloseReason::Restarting);
         }
     }
 

@@ -84,7 +84,10 @@ impl Tunnel {
         let now = Instant::now();
         let task = TunnelTask {
             io,
-            ahead,
+            // Also an empty one holds the buffer that the head of the handshake was read into.
+            ahead: Some(ahead)
+                .filter(|ahead| !ahead.is_empty())
+                .unwrap_or_default(),
             decoder: Decoder::new(!is_device, settings.max_message_bytes),
             receiver: Receiver::new(Arc::clone(&shared), incoming),
             masks: Masks::new(is_device),

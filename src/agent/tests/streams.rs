@@ -36,7 +36,8 @@ async fn two_requests_on_one_stream_use_one_connection() {
     let setup = setup().await;
     // A stream on which nothing is asked holds no connection: the first one is another's.
     let mut idle = setup.proxy.tunnel.open().expect("open");
-    idle.write(&[]).await.expect("its first frame leaves");
+    let announced = idle.write(&[]).await.expect("its first frame leaves");
+    assert_eq!(announced, 0);
     let mut stream = setup.proxy.ask(REQUEST).await;
     let mut origin = accept(&setup.origin).await;
     for _ in 0..2 {

@@ -177,7 +177,7 @@ impl Tunnels {
         let reason = tokio::select! {
             reason = parts.tunnel.ended() => reason,
             () = self.outlive(&session) => {
-                session.close_because(CloseReason::Done).await;
+                session.close_because(CloseReason::Done);
                 parts.tunnel.ended().await
             }
         };
