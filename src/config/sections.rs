@@ -120,7 +120,7 @@ fn read_tunnel(reader: &mut Reader, flags: &Flags) -> TunnelConfig {
         max_sessions: reader.count("tunnel.max_sessions", 50_000, 1..=1_000_000),
         new_sessions_per_second: reader.count(
             "tunnel.new_sessions_per_second",
-            4_000,
+            10_000,
             1..=1_000_000,
         ),
         handshakes_at_once: reader.count("tunnel.handshakes_at_once", 512, 1..=100_000),

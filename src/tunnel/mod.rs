@@ -4,7 +4,7 @@
 //! through it and learns from it when and why the tunnel ended. In the order of the way of a byte:
 //! `websocket` and `frame` know the wire, `receiver` does what the other side says, `stream_state` keeps
 //! what a stream has received and may send, `mux` is what all parts share, `outbox` what is to be sent;
-//! `driver` turns the wheel, with `writing` and `parting`.
+//! `driver` owns the connection, with `writing` and `parting`.
 //! This module knows nothing of devices, tenants or HTTP.
 
 mod budget;

@@ -14,6 +14,9 @@ use super::{CloseReason, EndReason};
 
 /// How long a closing tunnel waits for its last words to leave and the other side to answer.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// What is read away of a peer that goes on sending, in bytes: enough for what was under way when it heard of
+/// the end.
+const MAX_READ_AWAY: usize = 16 * 1024 * 1024;
 /// The close code of a violation that leaves nothing to say (RFC 6455 §7.4.1).
 pub const CLOSE_PROTOCOL_ERROR: u16 = 1002;
 /// Reasons of a GoAway (hashicorp/yamux specification).
@@ -38,6 +41,8 @@ pub struct Closing {
     pub(super) stage: Farewell,
     /// The other side has said its last word, or can no longer be understood.
     pub(super) unreadable: bool,
+    /// What the other side has sent since, in bytes.
+    pub(super) read_away: usize,
     pub(super) deadline: Instant,
 }
 
@@ -65,6 +70,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
             code,
             stage: Farewell::Words,
             unreadable: false,
+            read_away: 0,
             deadline,
         }));
     }
@@ -114,6 +120,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
         }
         let filled = buf.filled().len();
         self.shared.traffic.add_received(filled);
+        closing.read_away += filled;
+        if closing.read_away > MAX_READ_AWAY {
+            return Err(closing.reason.clone());
+        }
         self.await_answer(&mut scratch[..filled])?;
         Ok(true)
     }
