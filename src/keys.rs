@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
@@ -39,6 +39,29 @@ pub enum KeyError {
 struct Key {
     id: String,
     prk: Prk,
+    /// The subkeys that sign, each from when it is first used: there are as many as purposes.
+    signing: RwLock<Vec<(&'static str, hmac::Key)>>,
+}
+
+impl Key {
+    fn with_signing_key<T>(&self, purpose: &'static str, then: impl Fn(&hmac::Key) -> T) -> T {
+        let find = |keys: &[(&str, hmac::Key)]| {
+            let found = keys.iter().find(|(of, _)| *of == purpose);
+            found.map(|(_, key)| then(key))
+        };
+        let known = self.signing.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(done) = find(&known) {
+            return done;
+        }
+        drop(known);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &subkey(&self.prk, purpose));
+        let done = then(&key);
+        let mut known = self.signing.write().unwrap_or_else(PoisonError::into_inner);
+        if known.iter().all(|(of, _)| *of != purpose) {
+            known.push((purpose, key));
+        }
+        done
+    }
 }
 
 /// A signature and the key that made it.
@@ -84,7 +107,7 @@ impl KeyRing {
     }
 
     /// Signs with the first key.
-    pub fn sign(&self, purpose: &str, message: &[u8]) -> Signature {
+    pub fn sign(&self, purpose: &'static str, message: &[u8]) -> Signature {
         let keys = self.0.load();
         mac(
             keys.first().expect("a ring is never empty"),
@@ -94,7 +117,7 @@ impl KeyRing {
     }
 
     /// The signature by each key, for look-ups by it.
-    pub fn macs(&self, purpose: &str, message: &[u8]) -> Vec<Signature> {
+    pub fn macs(&self, purpose: &'static str, message: &[u8]) -> Vec<Signature> {
         self.0
             .load()
             .iter()
@@ -103,12 +126,12 @@ impl KeyRing {
     }
 
     /// Whether the named key made this signature; takes the same time wherever it differs.
-    pub fn verify(&self, purpose: &str, key_id: &str, message: &[u8], mac: &[u8]) -> bool {
+    pub fn verify(&self, purpose: &'static str, key_id: &str, message: &[u8], mac: &[u8]) -> bool {
         let keys = self.0.load();
         let Some(key) = keys.iter().find(|key| key.id == key_id) else {
             return false;
         };
-        hmac::verify(&hmac_key(key, purpose), message, mac).is_ok()
+        key.with_signing_key(purpose, |key| hmac::verify(key, message, mac).is_ok())
     }
 
     /// Whether a key of this name is in the ring.
@@ -197,7 +220,11 @@ fn derive(secrets: &[SecretString]) -> Result<Vec<Key>, KeyError> {
         }
         let prk = Salt::new(HKDF_SHA256, b"edgecloud").extract(secret);
         let id = HEXLOWER.encode(&subkey(&prk, "key-id")[..4]);
-        Ok(Key { id, prk })
+        Ok(Key {
+            id,
+            prk,
+            signing: RwLock::default(),
+        })
     };
     secrets.iter().map(key).collect()
 }
@@ -210,17 +237,13 @@ fn subkey(prk: &Prk, purpose: &str) -> [u8; 32] {
     key
 }
 
-fn hmac_key(key: &Key, purpose: &str) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, &subkey(&key.prk, purpose))
-}
-
 fn aead_key(key: &Key, purpose: &str) -> LessSafeKey {
     let key = UnboundKey::new(&AES_256_GCM, &subkey(&key.prk, purpose));
     LessSafeKey::new(key.expect("32 bytes are the key length of AES-256"))
 }
 
-fn mac(key: &Key, purpose: &str, message: &[u8]) -> Signature {
-    let tag = hmac::sign(&hmac_key(key, purpose), message);
+fn mac(key: &Key, purpose: &'static str, message: &[u8]) -> Signature {
+    let tag = key.with_signing_key(purpose, |key| hmac::sign(key, message));
     let mut mac = [0; 32];
     mac.copy_from_slice(tag.as_ref());
     Signature {

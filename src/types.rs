@@ -135,6 +135,11 @@ impl DeviceId {
     }
 }
 
+/// A map by ids. They are random and ours, so that the standard library's slower hashing, which keeps
+/// chosen keys from colliding, has nothing to protect.
+#[cfg(feature = "_server")]
+pub type IdMap<K, V> = std::collections::HashMap<K, V, foldhash::quality::RandomState>;
+
 /// What a member may do; each role may also do what the ones before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -110,7 +110,7 @@ pub async fn diagnose_device(
         client,
         door: Door {
             scheme: public_url.scheme,
-            authority: public_url.authority(),
+            authority: public_url.authority().clone(),
             prefix: format!("/api/devices/{}/http", device.id),
         },
         auth_time: Duration::ZERO,

@@ -18,6 +18,7 @@ use crate::auth::return_to::sanitize_return_to;
 use crate::device_token::sha256;
 use crate::forward::{self, Door, asks_for_websocket};
 use crate::net::Client;
+use crate::net::fields::SEC_FETCH_MODE;
 use crate::session::{SessionError, Sessions};
 use crate::store::LoginRecord;
 use crate::types::{DeviceId, RequestId, Role, TenantId};
@@ -108,7 +109,7 @@ pub async fn answer(app: &AppState, device: DeviceId, request: Request) -> Respo
         client: client.clone(),
         door: Door {
             scheme: public_url.scheme,
-            authority,
+            authority: authority.into(),
             prefix: String::new(),
         },
         auth_time: arrived.elapsed(),
@@ -161,7 +162,7 @@ async fn tenant_of(
 /// Somebody who has not come through the console, or whose login has ended.
 fn not_entered(app: &AppState, headers: &HeaderMap) -> Response {
     let navigates = headers
-        .get("sec-fetch-mode")
+        .get(&SEC_FETCH_MODE)
         .is_some_and(|mode| mode == "navigate");
     if !navigates {
         return Error::unauthenticated().into_response();

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use data_encoding::BASE64URL_NOPAD;
-use http::StatusCode;
+use http::{HeaderName, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use url::form_urlencoded;
@@ -16,7 +16,7 @@ use super::AppState;
 use super::device_hosts::OPEN_PATH;
 use super::error::Error;
 use super::extract::{Caller, JsonBody, Signed, Trail};
-use super::gate::Arrived;
+use super::gate::Gate;
 use super::openapi::{Doc, schema};
 use super::service::FromDevice;
 use crate::auth::return_to::sanitize_return_to;
@@ -29,25 +29,40 @@ use crate::types::{DeviceId, RequestId, TenantId, Timestamp, random_bytes};
 /// How long a one-time link is valid.
 const TICKET_FOR: Duration = Duration::from_secs(60);
 
-/// Forwards a request under `/api/devices/{id}/http` to the device.
-pub async fn forward(
-    State(app): State<AppState>,
-    Caller(principal): Caller,
-    Extension(client): Extension<Client>,
-    Extension(request_id): Extension<RequestId>,
-    Extension(Arrived(arrived)): Extension<Arrived>,
-    request: Request,
-) -> Response {
-    let Some((device, prefix, target)) = split_target(&request) else {
-        return Error::not_found().into_response();
+/// Sent by a browser that fetches a service worker's script.
+static SERVICE_WORKER: HeaderName = HeaderName::from_static("service-worker");
+/// The row of the route table under which requests are forwarded.
+pub const ROUTE: &str = "/api/devices/{id}/http/{*path}";
+
+/// What the router finds under [`ROUTE`] though [`Way::of`] does not: no device's id.
+pub async fn no_way() -> Error {
+    Error::not_found()
+}
+
+/// Forwards a request under `/api/devices/{id}/http` to the device, when the caller may.
+pub async fn answer(gate: &Gate, way: Way, request: Request) -> Response {
+    let arrived = Instant::now();
+    let (parts, body) = request.into_parts();
+    let principal = match gate.admit(&parts, Some(ROUTE)).await {
+        Ok(Some(principal)) => principal,
+        // The table has no public row that forwards.
+        Ok(None) => return Error::unauthenticated().into_response(),
+        Err(refusal) => return *refusal,
     };
-    if request.headers().contains_key("service-worker") {
+    let app = &gate.app;
+    let (Some(client), Some(request_id)) = (
+        parts.extensions.get::<Client>().cloned(),
+        parts.extensions.get::<RequestId>().cloned(),
+    ) else {
+        return Error::internal().into_response();
+    };
+    if parts.headers.contains_key(&SERVICE_WORKER) {
         let detail = "a device has no service workers on the cloud's host; open its own";
         return Error::new(StatusCode::FORBIDDEN, "service_worker", detail).into_response();
     }
     let public_url = &app.0.public_url;
     let caller = forward::Caller {
-        device,
+        device: way.device,
         user: principal.id().to_owned(),
         rights: principal.rights(),
         checked: arrived,
@@ -56,29 +71,44 @@ pub async fn forward(
         client,
         door: Door {
             scheme: public_url.scheme,
-            authority: public_url.authority(),
-            prefix,
+            authority: public_url.authority().clone(),
+            prefix: way.prefix,
         },
         auth_time: arrived.elapsed(),
     };
-    send(&app, caller, &target, request).await
+    let request = Request::from_parts(parts, body);
+    send(app, caller, &way.target, request).await
 }
 
-/// The device, the path before the device's own, and the rest byte by byte.
-fn split_target(request: &Request) -> Option<(DeviceId, String, String)> {
-    const BEFORE: &str = "/api/devices/";
-    let whole = request.uri().path_and_query()?.as_str();
-    let rest = whole.strip_prefix(BEFORE)?;
-    let (id, rest) = rest.split_once('/')?;
-    let target = rest.strip_prefix("http")?;
-    let device: DeviceId = id.parse().ok()?;
-    let prefix = format!("{BEFORE}{id}/http");
-    let target = match target.as_bytes().first() {
-        Some(b'/') => target.to_owned(),
-        Some(b'?') | None => format!("/{target}"),
-        Some(_) => return None,
-    };
-    Some((device, prefix, target))
+/// Where a path under `/api/devices/{id}/http` leads.
+pub struct Way {
+    device: DeviceId,
+    /// The path before the device's own.
+    prefix: String,
+    /// The device's own path and query, byte by byte.
+    target: String,
+}
+
+impl Way {
+    /// The way that a request's target is, if it is one.
+    pub fn of(uri: &Uri) -> Option<Self> {
+        const BEFORE: &str = "/api/devices/";
+        let whole = uri.path_and_query()?.as_str();
+        let (id, rest) = whole.strip_prefix(BEFORE)?.split_once('/')?;
+        let target = rest.strip_prefix("http")?;
+        let device: DeviceId = id.parse().ok()?;
+        let prefix = whole[..whole.len() - target.len()].to_owned();
+        let target = match target.as_bytes().first() {
+            Some(b'/') => target.to_owned(),
+            Some(b'?') | None => format!("/{target}"),
+            Some(_) => return None,
+        };
+        Some(Self {
+            device,
+            prefix,
+            target,
+        })
+    }
 }
 
 /// Forwards a checked request and turns failures into problems.
@@ -200,7 +230,7 @@ pub async fn open_device(
     Ok((StatusCode::CREATED, Json(OpenLink { url, expires_at })))
 }
 
-/// Describes [`forward`].
+/// Describes [`answer`].
 pub fn forward_doc() -> Doc {
     Doc::new(
         "forwarding",
@@ -230,7 +260,6 @@ pub fn open_doc() -> Doc {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::body::Body;
 
     #[test]
     fn a_target_is_taken_byte_by_byte() {
@@ -243,18 +272,16 @@ mod tests {
             ("/http/http", "/http/http"),
         ] {
             let uri = format!("/api/devices/{id}/http{rest}");
-            let request = Request::get(uri).body(Body::empty()).expect("a request");
-            let (found, prefix, target) = split_target(&request).expect("a target");
-            assert_eq!((found, target.as_str()), (id.clone(), expected));
-            assert_eq!(prefix, format!("/api/devices/{id}/http"));
+            let way = Way::of(&uri.parse().expect("a URI")).expect("a way");
+            assert_eq!((&way.device, way.target.as_str()), (&id, expected));
+            assert_eq!(way.prefix, format!("/api/devices/{id}/http"));
         }
         let encoded = id.as_str().replace('_', "%5f");
         for bad in [
             format!("/api/devices/{encoded}/http/"),
             format!("/api/devices/{id}/httpx"),
         ] {
-            let request = Request::get(bad).body(Body::empty()).expect("a request");
-            assert!(split_target(&request).is_none());
+            assert!(Way::of(&bad.parse().expect("a URI")).is_none());
         }
     }
 
@@ -262,10 +289,10 @@ mod tests {
         let Ok(uri) = http::Uri::try_from(bytes) else {
             return;
         };
-        let request = Request::get(uri).body(Body::empty()).expect("a request");
-        if let Some((device, prefix, target)) = split_target(&request) {
-            let whole = request.uri().path_and_query().expect("a path").as_str();
-            assert_eq!(prefix, format!("/api/devices/{device}/http"));
+        if let Some(way) = Way::of(&uri) {
+            let whole = uri.path_and_query().expect("a path").as_str();
+            let (prefix, target) = (way.prefix, way.target);
+            assert_eq!(prefix, format!("/api/devices/{}/http", way.device));
             assert!(target.starts_with('/'), "{target}");
             assert!(whole == format!("{prefix}{target}") || target[1..] == whole[prefix.len()..]);
         }

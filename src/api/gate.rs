@@ -8,7 +8,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tokio::time::Instant;
 use url::form_urlencoded;
 
@@ -19,6 +19,7 @@ use crate::auth::access::{Access, Denied, Principal};
 use crate::auth::csrf;
 use crate::forward::asks_for_websocket;
 use crate::net::Client;
+use crate::net::fields::{SEC_FETCH_MODE, SEC_FETCH_SITE};
 use crate::store::{AuditEntry, AuditOutcome, Thing};
 
 /// What the gate works with. Cheap to clone.
@@ -38,7 +39,8 @@ pub struct Arrived(pub Instant);
 pub async fn check(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(Arrived(Instant::now()));
-    match gate.admit(&parts).await {
+    let route = parts.extensions.get::<MatchedPath>();
+    match gate.admit(&parts, route.map(MatchedPath::as_str)).await {
         Ok(Some(principal)) => {
             parts.extensions.insert(principal);
         }
@@ -48,6 +50,7 @@ pub async fn check(State(gate): State<Gate>, request: Request, next: Next) -> Re
     next.run(Request::from_parts(parts, body)).await
 }
 
+/// An answer to somebody who may not pass.
 type Refusal = Box<Response>;
 
 fn refuse(error: Error) -> Refusal {
@@ -55,12 +58,16 @@ fn refuse(error: Error) -> Refusal {
 }
 
 impl Gate {
-    /// The caller, `None` for a public path.
-    async fn admit(&self, request: &Parts) -> Result<Option<Principal>, Refusal> {
-        let rules = request
-            .extensions
-            .get::<MatchedPath>()
-            .and_then(|path| self.rules.get(path.as_str()));
+    /// The caller of a row of the route table, `None` for a public path.
+    ///
+    /// # Errors
+    /// The answer to somebody who may not pass.
+    pub async fn admit(
+        &self,
+        request: &Parts,
+        route: Option<&str>,
+    ) -> Result<Option<Principal>, Refusal> {
+        let rules = route.and_then(|route| self.rules.get(route));
         let path = request.uri.path();
         let access = rules.and_then(|rules| rules.access(&request.method));
         if access == Some(Access::Public) || (rules.is_none() && !is_api(path)) {
@@ -87,10 +94,11 @@ impl Gate {
         };
         // What is forwarded finds out by itself, with one look at the device's session.
         if !(forwarded && suffices) {
-            self.must_exist(request, &principal).await?;
+            Box::pin(self.must_exist(request, &principal)).await?;
         }
         if access.is_some() && !suffices {
-            self.note_denial(request, &principal, "access.denied").await;
+            let note = self.note_denial(request, route, &principal, "access.denied");
+            Box::pin(note).await;
         }
         match access {
             None => Err(refuse(
@@ -133,14 +141,14 @@ impl Gate {
             return false;
         }
         if (forwarded || *method == Method::GET) && asks_for_websocket(headers) {
-            return csrf::is_foreign_websocket(headers, &ours);
+            return csrf::is_foreign_websocket(headers, ours);
         }
         // A stream of events is as good as a request that changes something: it is held open.
         let method = match request.uri.path() {
             "/api/events" => &Method::POST,
             _ => method,
         };
-        csrf::is_forged(method, headers, &ours) || (forwarded && csrf::is_foreign_read(headers))
+        csrf::is_forged(method, headers, ours) || (forwarded && csrf::is_foreign_read(headers))
     }
 
     /// Makes the request be about the tenant that its path or, where a browser can send no header,
@@ -194,14 +202,15 @@ impl Gate {
     }
 
     /// Writes down that somebody asked for more than they may; the same again once a minute at most.
-    async fn note_denial(&self, request: &Parts, principal: &Principal, action: &'static str) {
+    async fn note_denial(
+        &self,
+        request: &Parts,
+        route: Option<&str>,
+        principal: &Principal,
+        action: &'static str,
+    ) {
         let app = &self.app.0;
-        let route = request.extensions.get::<MatchedPath>();
-        let target = format!(
-            "{} {}",
-            request.method,
-            route.map_or("", MatchedPath::as_str)
-        );
+        let target = format!("{} {}", request.method, route.unwrap_or_default());
         let key = (principal.id().to_owned(), target.clone());
         if app.denials.contains_key(&key) {
             return;
@@ -241,8 +250,8 @@ pub fn is_api(path: &str) -> bool {
 /// came without the Strict cookie that there may be: the page that it gets asks again from here.
 fn unauthenticated(request: &Parts) -> Response {
     let headers = &request.headers;
-    let navigates = request.method == Method::GET && text(headers, "sec-fetch-mode") == "navigate";
-    match text(headers, "sec-fetch-site") {
+    let navigates = request.method == Method::GET && text(headers, &SEC_FETCH_MODE) == "navigate";
+    match text(headers, &SEC_FETCH_SITE) {
         "cross-site" | "same-site" if navigates => pages::ask_again(),
         "same-origin" | "none" if navigates => {
             let target = request
@@ -256,7 +265,7 @@ fn unauthenticated(request: &Parts) -> Response {
     }
 }
 
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> &'h str {
     headers
         .get(name)
         .and_then(|value| value.to_str().ok())

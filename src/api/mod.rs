@@ -59,39 +59,42 @@ pub struct PublicUrl {
     /// The host without the port.
     pub host: String,
     /// The port, where it is not the scheme's own.
-    pub port: Option<u16>,
+    port: Option<u16>,
+    authority: Arc<str>,
+    origin: String,
 }
 
 impl PublicUrl {
     /// Takes a URL that the configuration has checked: http(s), a host, no path.
     pub fn new(url: &Url) -> Self {
+        let scheme = match url.scheme() {
+            "https" => "https",
+            _ => "http",
+        };
+        let (host, port) = (url.host_str().unwrap_or("localhost"), url.port());
+        let authority = authority(host, port);
         Self {
-            scheme: if url.scheme() == "https" {
-                "https"
-            } else {
-                "http"
-            },
-            host: url.host_str().unwrap_or("localhost").to_owned(),
-            port: url.port(),
+            scheme,
+            host: host.to_owned(),
+            port,
+            origin: format!("{scheme}://{authority}"),
+            authority: authority.into(),
         }
     }
 
     /// Host and port, as in a `Host` field.
-    pub fn authority(&self) -> String {
-        self.authority_of(&self.host)
+    pub fn authority(&self) -> &Arc<str> {
+        &self.authority
     }
 
     /// Another host on the same port.
     pub fn authority_of(&self, host: &str) -> String {
-        match self.port {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        }
+        authority(host, self.port)
     }
 
     /// The origin (RFC 6454), as in an `Origin` field.
-    pub fn origin(&self) -> String {
-        format!("{}://{}", self.scheme, self.authority())
+    pub fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// Whether browsers reach us by https.
@@ -101,6 +104,13 @@ impl PublicUrl {
 
     fn is_loopback(&self) -> bool {
         is_loopback_host(&self.host)
+    }
+}
+
+fn authority(host: &str, port: Option<u16>) -> String {
+    match port {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
     }
 }
 

@@ -75,7 +75,7 @@ fn forwarded(path: &'static str, doc: Doc) -> Route {
         path,
         access: OPERATOR,
         doc,
-        handler: any(forwarding::forward),
+        handler: any(forwarding::no_way),
     }
 }
 
@@ -193,7 +193,7 @@ fn forwarding_routes() -> Vec<Route> {
     vec![
         route(Method::POST, "/api/devices/{id}/open", OPERATOR, forwarding::open_device, forwarding::open_doc()),
         route(Method::GET, "/api/devices/{id}/tcp/{port}", OPERATOR, tcp::open_tcp, tcp::open_doc()),
-        forwarded("/api/devices/{id}/http/{*path}", forwarding::forward_doc()),
+        forwarded(forwarding::ROUTE, forwarding::forward_doc()),
         forwarded("/api/devices/{id}/http/", Doc::hidden()),
         forwarded("/api/devices/{id}/http", Doc::hidden()),
     ]

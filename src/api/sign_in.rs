@@ -21,6 +21,7 @@ use crate::auth::pending::{
 use crate::auth::return_to::sanitize_return_to;
 use crate::device_token::sha256;
 use crate::net::Client;
+use crate::net::fields::SEC_FETCH_DEST;
 use crate::store::{NewLogin, StoreError};
 use crate::types::{LoginId, RequestId};
 
@@ -45,7 +46,7 @@ pub async fn login(
     query: Result<Query<LoginQuery>, Error>,
     headers: HeaderMap,
 ) -> Response {
-    let destination = headers.get("sec-fetch-dest");
+    let destination = headers.get(&SEC_FETCH_DEST);
     if destination.is_some_and(|destination| destination != "document") {
         let detail = "a sign-in begins with a navigation of the whole page";
         return Error::new(StatusCode::FORBIDDEN, "navigation_required", detail).into_response();

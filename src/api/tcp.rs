@@ -59,7 +59,7 @@ pub async fn open_tcp(
         client,
         door: Door {
             scheme: app.0.public_url.scheme,
-            authority: app.0.public_url.authority(),
+            authority: app.0.public_url.authority().clone(),
             prefix: String::new(),
         },
         auth_time: arrived.elapsed(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use moka::sync::Cache;
 
 use super::bearer::BearerTokens;
@@ -17,7 +17,7 @@ use crate::store::{
 use crate::types::{Clock, LoginId, Role, TenantId, Timestamp};
 
 /// Names the tenant that a request is about.
-pub const TENANT_HEADER: &str = "edgecloud-tenant";
+pub static TENANT_HEADER: HeaderName = HeaderName::from_static("edgecloud-tenant");
 /// The idle limit is moved when a login was not used for this share of it, so that most requests
 /// write nothing.
 const TOUCH_SHARE: u32 = 20;
@@ -173,7 +173,7 @@ impl Authenticator {
     /// answer.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Denied> {
         if headers.contains_key(header::AUTHORIZATION) {
-            return self.service_client(headers).await;
+            return Box::pin(self.service_client(headers)).await;
         }
         let hash = self
             .cookies
@@ -222,7 +222,7 @@ impl Authenticator {
         {
             return Ok(known.login);
         }
-        let found = self.store.find_login(hash, now).await?;
+        let found = Box::pin(self.store.find_login(hash, now)).await?;
         let login = Arc::new(found.ok_or(Denied::Unauthenticated)?);
         if let Some(version) = version {
             let login = Arc::clone(&login);
@@ -250,7 +250,8 @@ impl Authenticator {
         if unused < self.idle_timeout / TOUCH_SHARE {
             return;
         }
-        if let Err(error) = self.store.touch_login(&login.id, until).await {
+        let touched = Box::pin(self.store.touch_login(&login.id, until)).await;
+        if let Err(error) = touched {
             tracing::warn!(%error, "the use of a login was not noted");
         }
     }
@@ -272,7 +273,7 @@ fn principal(login: &LoginRecord, headers: &HeaderMap) -> Result<Principal, Deni
 
 /// The tenant that a request names, else the one that the caller is in.
 fn named_tenant(headers: &HeaderMap, own: &TenantId) -> Result<TenantId, Denied> {
-    let mut named = headers.get_all(TENANT_HEADER).iter();
+    let mut named = headers.get_all(&TENANT_HEADER).iter();
     let tenant: Option<TenantId> = match (named.next(), named.next()) {
         (None, _) => Some(own.clone()),
         (Some(name), None) => name.to_str().ok().and_then(|name| name.parse().ok()),
@@ -311,7 +312,7 @@ mod tests {
     fn role(login: &LoginRecord, named: &[&str]) -> Option<Role> {
         let mut headers = HeaderMap::new();
         for name in named {
-            headers.append(TENANT_HEADER, name.parse().expect("a header"));
+            headers.append(&TENANT_HEADER, name.parse().expect("a header"));
         }
         let found = principal(login, &headers).ok()?;
         Some(found.tenant.role)

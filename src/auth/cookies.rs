@@ -10,9 +10,21 @@ use crate::types::{DeviceId, LoginId, random_bytes};
 
 const LOGIN_PURPOSE: &str = "login-cookie";
 const DEVICE_PURPOSE: &str = "device-host-cookie";
-/// The cookies' names without `__Host-`.
-const LOGIN_NAME: &str = "edgecloud";
-const DEVICE_NAME: &str = "edgecloud-device";
+/// Where people reach the cloud by https, a browser takes the cookies from this host alone
+/// (RFC 6265bis §4.1.3.2).
+const LOGIN_NAME: Name = Name("__Host-edgecloud");
+const DEVICE_NAME: Name = Name("__Host-edgecloud-device");
+const HOST_PREFIX: &str = "__Host-";
+
+/// A cookie's name, which begins with [`HOST_PREFIX`].
+#[derive(Clone, Copy)]
+struct Name(&'static str);
+
+impl Name {
+    fn without_prefix(self) -> &'static str {
+        &self.0[HOST_PREFIX.len()..]
+    }
+}
 
 /// Makes and reads the cookies. Cheap to clone.
 #[derive(Clone)]
@@ -37,16 +49,15 @@ impl Cookies {
         self.secure
     }
 
-    fn name(&self, base: &str) -> String {
-        if self.secure {
-            format!("__Host-{base}")
-        } else {
-            base.to_owned()
+    fn name(&self, name: Name) -> &'static str {
+        match self.secure {
+            true => name.0,
+            false => name.without_prefix(),
         }
     }
 
-    fn build(&self, base: &str, value: String, same_site: SameSite) -> Cookie<'static> {
-        Cookie::build((self.name(base), value))
+    fn build(&self, name: Name, value: String, same_site: SameSite) -> Cookie<'static> {
+        Cookie::build((self.name(name), value))
             .path("/")
             .http_only(true)
             .secure(self.secure)
@@ -54,8 +65,8 @@ impl Cookies {
             .build()
     }
 
-    fn expired(&self, base: &str, same_site: SameSite) -> Cookie<'static> {
-        let mut cookie = self.build(base, String::new(), same_site);
+    fn expired(&self, name: Name, same_site: SameSite) -> Cookie<'static> {
+        let mut cookie = self.build(name, String::new(), same_site);
         cookie.set_max_age(cookie::time::Duration::ZERO);
         cookie
     }
@@ -85,7 +96,7 @@ impl Cookies {
     /// The hash of the secret id that a request brought; `None` for no cookie, a doubled one (which
     /// somebody tossed at us) and one that we did not sign.
     pub fn read_login(&self, headers: &HeaderMap) -> Option<[u8; 32]> {
-        let value = single(headers, &self.name(LOGIN_NAME))?;
+        let value = single(headers, self.name(LOGIN_NAME))?;
         let mut parts = value.splitn(3, '.');
         let (key_id, secret, mac) = (parts.next()?, parts.next()?, parts.next()?);
         let secret = BASE64URL_NOPAD.decode(secret.as_bytes()).ok()?;
@@ -112,7 +123,7 @@ impl Cookies {
 
     /// The login that a request to a device's host brought.
     pub fn read_device(&self, headers: &HeaderMap, device: &DeviceId) -> Option<LoginId> {
-        let value = single(headers, &self.name(DEVICE_NAME))?;
+        let value = single(headers, self.name(DEVICE_NAME))?;
         let mut parts = value.splitn(3, '.');
         let (key_id, login, mac) = (parts.next()?, parts.next()?, parts.next()?);
         let login: LoginId = login.parse().ok()?;
@@ -127,7 +138,7 @@ impl Cookies {
     pub fn is_ours(name: &str) -> bool {
         let name = name.trim().trim_matches('"').to_ascii_lowercase();
         let name = name.strip_prefix("__host-").unwrap_or(&name);
-        name == LOGIN_NAME || name.starts_with("edgecloud-")
+        name == LOGIN_NAME.without_prefix() || name.starts_with("edgecloud-")
     }
 }
 

@@ -1,9 +1,11 @@
 //! Requests that another site makes a browser send.
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
+
+use crate::net::fields::{SEC_FETCH_MODE, SEC_FETCH_SITE};
 
 /// Sent by programs that use a cookie but are no browser.
-pub const CSRF_HEADER: &str = "edgecloud-csrf";
+pub static CSRF_HEADER: HeaderName = HeaderName::from_static("edgecloud-csrf");
 
 /// Whether a request with a cookie may have been made by another site: `Sec-Fetch-Site` decides
 /// where there is one, else `Origin`, else the header that no other site can send.
@@ -12,13 +14,13 @@ pub fn is_forged(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool
         return false;
     }
     match (
-        text(headers, "sec-fetch-site"),
-        text(headers, header::ORIGIN.as_str()),
+        text(headers, &SEC_FETCH_SITE),
+        text(headers, &header::ORIGIN),
     ) {
         (Some("same-origin"), Some(origin)) => origin != our_origin,
         (Some(site), _) => site != "same-origin" && site != "none",
         (None, Some(origin)) => origin != our_origin,
-        (None, None) => text(headers, CSRF_HEADER) != Some("1"),
+        (None, None) => text(headers, &CSRF_HEADER) != Some("1"),
     }
 }
 
@@ -26,31 +28,31 @@ pub fn is_forged(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool
 /// does on a GET is not known here.
 pub fn is_foreign_read(headers: &HeaderMap) -> bool {
     let foreign = !matches!(
-        text(headers, "sec-fetch-site"),
+        text(headers, &SEC_FETCH_SITE),
         None | Some("same-origin" | "none")
     );
-    foreign && text(headers, "sec-fetch-mode") != Some("navigate")
+    foreign && text(headers, &SEC_FETCH_MODE) != Some("navigate")
 }
 
 /// Whether a WebSocket handshake with a cookie comes from another origin (RFC 6455 §10.2).
 pub fn is_foreign_websocket(headers: &HeaderMap, our_origin: &str) -> bool {
-    let elsewhere = !matches!(text(headers, "sec-fetch-site"), None | Some("same-origin"));
-    elsewhere || text(headers, header::ORIGIN.as_str()) != Some(our_origin)
+    let elsewhere = !matches!(text(headers, &SEC_FETCH_SITE), None | Some("same-origin"));
+    elsewhere || text(headers, &header::ORIGIN) != Some(our_origin)
 }
 
 /// Whether a request on a device's host comes from another origin: other devices' hosts are of the
 /// same site and get its cookie sent along. Links from elsewhere may lead there.
 pub fn is_foreign_to_device(method: &Method, headers: &HeaderMap, our_origin: &str) -> bool {
-    let link = *method == Method::GET && text(headers, "sec-fetch-mode") == Some("navigate");
-    match text(headers, "sec-fetch-site") {
+    let link = *method == Method::GET && text(headers, &SEC_FETCH_MODE) == Some("navigate");
+    match text(headers, &SEC_FETCH_SITE) {
         Some("same-origin" | "none") => false,
         Some(_) => !link,
-        None => text(headers, header::ORIGIN.as_str()).is_some_and(|origin| origin != our_origin),
+        None => text(headers, &header::ORIGIN).is_some_and(|origin| origin != our_origin),
     }
 }
 
 /// A header's value; a doubled or unreadable header counts as something that is never right.
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     match values.next() {

@@ -1,7 +1,6 @@
 //! What is open on behalf of somebody, so that it can be cut when what it rests on ends: the login,
 //! the place in the tenant, the service client, the device's place in the tenant.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use moka::sync::Cache;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::types::{DeviceId, LoginId, ServiceClientId, TenantId, UserId};
+use crate::types::{DeviceId, IdMap, LoginId, ServiceClientId, TenantId, UserId};
 
 /// How long an end is remembered: a request that was checked just before it may open its stream just
 /// after it.
@@ -34,7 +33,7 @@ pub enum Right {
 
 #[derive(Default)]
 struct Open {
-    streams: HashMap<Right, HashMap<u64, CancellationToken>>,
+    streams: IdMap<Right, IdMap<u64, CancellationToken>>,
     next: u64,
     /// When a right ended last.
     last_end: Option<Instant>,
@@ -42,7 +41,7 @@ struct Open {
 
 impl Open {
     fn count(&self, right: &Right) -> usize {
-        self.streams.get(right).map_or(0, HashMap::len)
+        self.streams.get(right).map_or(0, IdMap::len)
     }
 }
 
@@ -142,7 +141,7 @@ impl LiveStreams {
         open.last_end = Some(now);
         self.0.ended.insert(right, now);
         drop(open);
-        for ended in cut.into_iter().flat_map(HashMap::into_values) {
+        for ended in cut.into_iter().flat_map(IdMap::into_values) {
             ended.cancel();
         }
     }

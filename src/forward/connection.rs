@@ -11,6 +11,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::quiet_waker::QuietWaker;
 use super::request_body::RequestBody;
 use crate::session::SessionStream;
 
@@ -52,6 +53,7 @@ impl OriginConnection {
             driver: ConnectionDriver {
                 connection: Arc::new(Mutex::new(Some(connection))),
                 unwanted: Arc::default(),
+                waker: QuietWaker::default(),
             },
             heard,
         })
@@ -79,6 +81,7 @@ impl OriginConnection {
 pub struct ConnectionDriver {
     connection: Arc<Mutex<Option<Http1>>>,
     unwanted: Arc<AtomicBool>,
+    waker: QuietWaker,
 }
 
 /// Cuts a connection from within it, when it moves next.
@@ -103,8 +106,25 @@ impl ConnectionDriver {
         Cutter(Arc::clone(&self.unwanted))
     }
 
+    /// Looks for what comes over the connection, moves what can be moved, and looks again.
+    pub fn poll_for<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.waker.poll(cx, |cx| {
+            // The first look tells the connection what is wanted.
+            if let Poll::Ready(found) = look(cx) {
+                return Poll::Ready(found);
+            }
+            // A connection that has ended shows in what comes over it.
+            let _ = self.poll(cx);
+            look(cx)
+        })
+    }
+
     /// Moves what can be moved; ready when the connection has ended.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut connection = self.connection();
         if let Some(open) = &mut *connection {
             match open.as_mut().poll(cx) {

@@ -57,7 +57,7 @@ pub enum ForwardError {
 
 /// What the agent says when it could not reach the origin.
 pub fn agent_error(status: StatusCode, headers: &HeaderMap) -> Option<ForwardError> {
-    let said = headers.get(headers::AGENT_ERROR)?;
+    let said = headers.get(&headers::AGENT_ERROR)?;
     (status == StatusCode::BAD_GATEWAY).then(|| match said.as_bytes() {
         b"timeout" => ForwardError::OriginTimeout,
         _ => ForwardError::OriginRefused,

@@ -1,13 +1,14 @@
 //! One request on its way to an answer: the session, a connection, and another attempt where that is
 //! safe.
 
-use std::future::Future;
+use std::fmt::Write;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -68,15 +69,20 @@ pub struct Timing {
 impl Timing {
     /// `Server-Timing` (W3C), in milliseconds.
     pub fn header(&self, caller: &Caller) -> HeaderValue {
-        let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
-        let text = format!(
-            "auth;dur={:.2}, directory;dur={:.2}, stream;dur={:.2}, device;dur={:.2}",
-            millis(caller.auth_time),
-            millis(self.directory),
-            millis(self.stream),
-            millis(self.device)
-        );
-        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+        let mut text = String::with_capacity(80);
+        for (name, took) in [
+            ("auth", caller.auth_time),
+            ("directory", self.directory),
+            ("stream", self.stream),
+            ("device", self.device),
+        ] {
+            let separator = if text.is_empty() { "" } else { ", " };
+            let (millis, hundredths) = (took.as_millis(), took.subsec_micros() % 1000 / 10);
+            let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+            let _ = write!(text, "{separator}{name};dur={millis}.{hundredths:02}");
+        }
+        let value = HeaderValue::from_maybe_shared(Bytes::from(text));
+        value.unwrap_or(HeaderValue::from_static(""))
     }
 }
 
@@ -220,15 +226,9 @@ impl Exchange<'_> {
         let limit = self.forwarder.0.limits.response_header_timeout;
         let driver = connection.driver.clone();
         let mut answer = pin!(connection.sender.try_send_request(request));
-        let mut sent = pin!(std::future::poll_fn(|cx| {
-            // The first look hands the request to the connection.
-            if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
-                return Poll::Ready(outcome);
-            }
-            // A connection that has ended shows in the answer.
-            let _ = driver.poll(cx);
-            answer.as_mut().poll(cx)
-        }));
+        let mut sent = pin!(poll_fn(
+            |cx| driver.poll_for(cx, |cx| answer.as_mut().poll(cx))
+        ));
         let outcome = loop {
             // The time runs from the last byte of the request that moved.
             let deadline = self.progress.stage().1 + limit;

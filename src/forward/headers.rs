@@ -5,16 +5,26 @@
 
 use std::fmt::Write;
 
+use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::{Caller, Door};
 use crate::auth::cookies::Cookies;
+use crate::net::fields::{
+    SEC_FETCH_DEST, SEC_FETCH_MODE, SEC_FETCH_SITE, X_FORWARDED_FOR, X_FORWARDED_PROTO,
+};
 
 /// Passed on as `Authorization` on the cloud's host, where `Authorization` is the cloud's own.
-pub const DEVICE_AUTHORIZATION: &str = "edgecloud-device-authorization";
+pub static DEVICE_AUTHORIZATION: HeaderName =
+    HeaderName::from_static("edgecloud-device-authorization");
 /// How the agent says that it could not reach the origin.
-pub const AGENT_ERROR: &str = "edgecloud-agent-error";
+pub static AGENT_ERROR: HeaderName = HeaderName::from_static("edgecloud-agent-error");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+static EDGECLOUD_USER: HeaderName = HeaderName::from_static("edgecloud-user");
+static EDGECLOUD_TENANT: HeaderName = HeaderName::from_static("edgecloud-tenant");
+static EDGECLOUD_REQUEST_ID: HeaderName = HeaderName::from_static("edgecloud-request-id");
 /// What a device may run in the cloud's origin: nothing (an opaque origin).
 const SANDBOX: HeaderValue = HeaderValue::from_static("sandbox");
 
@@ -105,9 +115,9 @@ pub fn to_device(
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     }
-    set(&mut headers, header::HOST, origin_host);
-    rewrite_source(&mut headers, header::ORIGIN, &caller.door, origin_host);
-    rewrite_source(&mut headers, header::REFERER, &caller.door, origin_host);
+    set(&mut headers, &header::HOST, origin_host);
+    rewrite_source(&mut headers, &header::ORIGIN, &caller.door, origin_host);
+    rewrite_source(&mut headers, &header::REFERER, &caller.door, origin_host);
     headers.append(header::VIA, via.clone());
     set_origin_of_request(&mut headers, caller);
     headers
@@ -131,7 +141,7 @@ pub fn is_ours(name: &str) -> bool {
 
 /// Whether a browser sent a request, as all current ones say (Fetch Metadata).
 pub fn is_from_browser(headers: &HeaderMap) -> bool {
-    ["sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest"]
+    [&SEC_FETCH_SITE, &SEC_FETCH_MODE, &SEC_FETCH_DEST]
         .iter()
         .any(|name| headers.contains_key(*name))
 }
@@ -154,15 +164,15 @@ fn pass_credentials(headers: &mut HeaderMap, incoming: &HeaderMap, door: &Door) 
         headers.insert(header::COOKIE, value);
     }
     if !door.is_device_host()
-        && let Some(value) = incoming.get(DEVICE_AUTHORIZATION)
+        && let Some(value) = incoming.get(&DEVICE_AUTHORIZATION)
     {
         headers.insert(header::AUTHORIZATION, value.clone());
     }
 }
 
 /// `Origin` and `Referer` that name our host name the origin's instead.
-fn rewrite_source(headers: &mut HeaderMap, name: HeaderName, door: &Door, origin_host: &str) {
-    let Some(text) = headers.get(&name).and_then(|value| value.to_str().ok()) else {
+fn rewrite_source(headers: &mut HeaderMap, name: &HeaderName, door: &Door, origin_host: &str) {
+    let Some(text) = headers.get(name).and_then(|value| value.to_str().ok()) else {
         return;
     };
     let Some(rest) = after_host(text, &door.origin()) else {
@@ -175,7 +185,7 @@ fn rewrite_source(headers: &mut HeaderMap, name: HeaderName, door: &Door, origin
         _ => "/",
     };
     let rewritten = format!("http://{origin_host}{path}");
-    set(headers, name, &rewritten);
+    take(headers, name, rewritten);
 }
 
 fn set_origin_of_request(headers: &mut HeaderMap, caller: &Caller) {
@@ -185,32 +195,30 @@ fn set_origin_of_request(headers: &mut HeaderMap, caller: &Caller) {
         prefix,
         ..
     } = &caller.door;
-    let chain: Vec<String> = caller
-        .client
-        .chain
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    set_name(headers, "x-forwarded-for", &chain.join(", "));
-    set_name(headers, "x-forwarded-proto", scheme);
-    set_name(headers, "x-forwarded-host", authority);
-    if !prefix.is_empty() {
-        set_name(headers, "x-forwarded-prefix", prefix);
-    }
-    let mut forwarded = String::new();
+    let (mut addresses, mut forwarded) = (String::new(), String::with_capacity(128));
     for addr in &caller.client.chain {
         let separator = if forwarded.is_empty() { "" } else { ", " };
+        let before = addresses.len() + separator.len();
+        let _ = write!(addresses, "{separator}{addr}");
         // RFC 7239 §6: an IPv6 address stands in brackets and quotes.
-        let _ = match addr.is_ipv6() {
-            true => write!(forwarded, "{separator}for=\"[{addr}]\""),
-            false => write!(forwarded, "{separator}for={addr}"),
+        let (open, close) = match addr.is_ipv6() {
+            true => ("\"[", "]\""),
+            false => ("", ""),
         };
+        let written = [separator, "for=", open, &addresses[before..], close];
+        forwarded.extend(written);
     }
-    let _ = write!(forwarded, ";host=\"{authority}\";proto={scheme}");
-    set(headers, header::FORWARDED, &forwarded);
-    set_name(headers, "edgecloud-user", caller.user.as_str());
-    set_name(headers, "edgecloud-tenant", caller.tenant.as_str());
-    set_name(headers, "edgecloud-request-id", caller.request_id.as_str());
+    forwarded.extend([";host=\"", authority, "\";proto=", scheme]);
+    take(headers, &X_FORWARDED_FOR, addresses);
+    take(headers, &header::FORWARDED, forwarded);
+    headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    set(headers, &X_FORWARDED_HOST, authority);
+    if !prefix.is_empty() {
+        set(headers, &X_FORWARDED_PREFIX, prefix);
+    }
+    set(headers, &EDGECLOUD_USER, &caller.user);
+    set(headers, &EDGECLOUD_TENANT, caller.tenant.as_str());
+    set(headers, &EDGECLOUD_REQUEST_ID, caller.request_id.as_str());
 }
 
 /// A request's properties that decide about the response's fields.
@@ -284,6 +292,10 @@ fn stated_length(headers: &HeaderMap) -> Option<u64> {
 /// What one person got from a device is nobody else's: caches between us and the caller may not share
 /// it (RFC 9111 §5.2.2.7).
 fn keep_private(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+        return;
+    }
     let told = headers
         .get_all(header::CACHE_CONTROL)
         .iter()
@@ -299,7 +311,7 @@ fn keep_private(headers: &mut HeaderMap) {
         });
     let told: Vec<&str> = std::iter::once("private").chain(told).collect();
     let told = told.join(", ");
-    set(headers, header::CACHE_CONTROL, &told);
+    take(headers, &header::CACHE_CONTROL, told);
 }
 
 /// On its own host a device may set host-only cookies under names that are not ours.
@@ -343,7 +355,7 @@ fn rewrite_location(headers: &mut HeaderMap, door: &Door, origin_host: &str) {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
     let prefix = if inside { "" } else { door.prefix.as_str() };
     let rewritten = format!("{base}{prefix}{path}");
-    set(headers, header::LOCATION, &rewritten);
+    take(headers, &header::LOCATION, rewritten);
 }
 
 /// What follows `host` in a URL that begins with exactly that host.
@@ -354,15 +366,19 @@ fn after_host<'t>(text: &'t str, host: &str) -> Option<&'t str> {
     (ends && start.eq_ignore_ascii_case(host)).then_some(rest)
 }
 
-fn set(headers: &mut HeaderMap, name: HeaderName, text: &str) {
-    // What was in a header before, an id or an address, is a valid value; anything else stays out.
+/// Sets a field. What was in a header before, an id or an address, is a valid value; anything else
+/// stays out.
+fn set(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
     if let Ok(value) = HeaderValue::from_str(text) {
         headers.insert(name, value);
     }
 }
 
-fn set_name(headers: &mut HeaderMap, name: &'static str, text: &str) {
-    set(headers, HeaderName::from_static(name), text);
+/// As [`set`], without a copy of the text.
+fn take(headers: &mut HeaderMap, name: &HeaderName, text: String) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+        headers.insert(name, value);
+    }
 }
 
 #[cfg(test)]

@@ -126,12 +126,12 @@ fn fw_the_clouds_credentials_never_cross_and_the_devices_do() {
             "a=1; __Host-edgecloud=secret; b=2; edgecloud-device=x",
         ),
         ("authorization", "Bearer cloud"),
-        (DEVICE_AUTHORIZATION, "Basic device"),
+        (DEVICE_AUTHORIZATION.as_str(), "Basic device"),
     ];
     let by_path = sent("/p", &pairs);
     assert_eq!(text(&by_path, "cookie"), Some("a=1; b=2"));
     assert_eq!(text(&by_path, "authorization"), Some("Basic device"));
-    assert_eq!(text(&by_path, DEVICE_AUTHORIZATION), None);
+    assert_eq!(text(&by_path, DEVICE_AUTHORIZATION.as_str()), None);
     let by_host = sent("", &pairs);
     assert_eq!(text(&by_host, "authorization"), Some("Bearer cloud"));
     assert_eq!(text(&sent("/p", &pairs[1..2]), "authorization"), None);

@@ -1,11 +1,10 @@
 //! Counts what goes to and from devices, until somebody writes it down.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::Traffic;
-use crate::types::{DeviceId, TenantId};
+use crate::types::{DeviceId, IdMap, TenantId};
 
 /// What is counted of one device; streams add to it as they go.
 #[derive(Debug, Default)]
@@ -52,10 +51,10 @@ type Key = (TenantId, DeviceId);
 
 /// The counters of all devices with traffic. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct TrafficMeter(Arc<Mutex<HashMap<Key, Arc<Counter>>>>);
+pub struct TrafficMeter(Arc<Mutex<IdMap<Key, Arc<Counter>>>>);
 
 impl TrafficMeter {
-    fn counters(&self) -> MutexGuard<'_, HashMap<Key, Arc<Counter>>> {
+    fn counters(&self) -> MutexGuard<'_, IdMap<Key, Arc<Counter>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

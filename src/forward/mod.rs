@@ -10,6 +10,7 @@ mod framing;
 mod headers;
 mod meter;
 mod pool;
+mod quiet_waker;
 mod request_body;
 mod response_body;
 mod tcp;
@@ -54,7 +55,7 @@ pub struct Door {
     /// `http` or `https`.
     pub scheme: &'static str,
     /// Host and port as the caller sees them.
-    pub authority: String,
+    pub authority: Arc<str>,
     /// The path before the device's own; empty on the device's own host.
     pub prefix: String,
 }

@@ -1,6 +1,5 @@
 //! HTTP/1.1 connections to origins, each on one stream of a session, kept for the next request.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::OriginConnection;
-use crate::types::{DeviceId, NodeId};
+use crate::types::{DeviceId, IdMap, NodeId};
 
 /// How long a connection is kept unused.
 const IDLE_FOR: Duration = Duration::from_secs(60);
@@ -38,7 +37,7 @@ struct Idle {
 /// The kept connections of all sessions. Cheap to clone.
 #[derive(Clone)]
 pub struct Pool {
-    idle: Arc<Mutex<HashMap<SessionKey, Vec<Idle>>>>,
+    idle: Arc<Mutex<IdMap<SessionKey, Vec<Idle>>>>,
     per_session: usize,
     /// Nodes whose streams are not kept: an unused one would hold up the node's end.
     leaving: Cache<NodeId, ()>,
@@ -59,7 +58,7 @@ impl Pool {
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, HashMap<SessionKey, Vec<Idle>>> {
+    fn idle(&self) -> MutexGuard<'_, IdMap<SessionKey, Vec<Idle>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -157,15 +157,13 @@ impl ResponseBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        match &self.keep {
-            // The connection is told that more is wanted, and then has its turn.
-            Some(keep) if polled.is_pending() => {
-                // A connection that has ended shows in the body.
-                let _ = keep.connection.driver.poll(cx);
-                Pin::new(&mut self.inner).poll_frame(cx)
+        let Self { inner, keep, .. } = self;
+        match keep {
+            Some(keep) => {
+                let driver = &keep.connection.driver;
+                driver.poll_for(cx, |cx| Pin::new(&mut *inner).poll_frame(cx))
             }
-            _ => polled,
+            None => Pin::new(inner).poll_frame(cx),
         }
     }
 

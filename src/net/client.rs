@@ -2,15 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use ipnet::IpNet;
 
 use super::Peer;
+use super::fields::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 
 /// Hops that are followed back; more than any chain of trusted proxies has.
 const MAX_HOPS: usize = 16;
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The other end of a request, as far as it can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +57,7 @@ impl TrustedProxies {
             return client;
         }
         let told = headers
-            .get_all(FORWARDED_FOR)
+            .get_all(&X_FORWARDED_FOR)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
@@ -79,7 +78,7 @@ impl TrustedProxies {
             }
         }
         let proto = headers
-            .get(FORWARDED_PROTO)
+            .get(&X_FORWARDED_PROTO)
             .and_then(|value| value.to_str().ok());
         if let Some(proto) = proto {
             client.https = proto.trim().eq_ignore_ascii_case("https");
@@ -96,9 +95,9 @@ mod tests {
         let trusted: Vec<String> = trusted.iter().map(|text| (*text).to_owned()).collect();
         let mut headers = HeaderMap::new();
         for value in forwarded {
-            headers.append(FORWARDED_FOR, value.parse().expect("a header"));
+            headers.append(&X_FORWARDED_FOR, value.parse().expect("a header"));
         }
-        headers.insert(FORWARDED_PROTO, "https".parse().expect("a header"));
+        headers.insert(&X_FORWARDED_PROTO, "https".parse().expect("a header"));
         let peer = Peer {
             addr: SocketAddr::new(peer.parse().expect("an address"), 1),
             tls: false,

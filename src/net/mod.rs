@@ -2,6 +2,7 @@
 
 mod admission;
 mod client;
+pub mod fields;
 mod lingering;
 mod listener;
 mod rate_limit;

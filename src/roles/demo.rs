@@ -243,7 +243,7 @@ impl Person {
                 .collect();
             request = request
                 .header(header::COOKIE, pairs.join("; "))
-                .header(CSRF_HEADER, "1");
+                .header(&CSRF_HEADER, "1");
         }
         let response = self.http.call(request.body(body)?).await?;
         if ours {

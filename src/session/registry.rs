@@ -1,6 +1,5 @@
 //! The sessions of this process.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -8,7 +7,7 @@ use tokio::time::{Duration, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Handle, LocalHandle, SessionError, Sessions};
-use crate::types::{DeviceId, TenantId};
+use crate::types::{DeviceId, IdMap, TenantId};
 
 /// How long a session that is entering the directory is waited for; a write to the database.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
@@ -16,11 +15,11 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Table {
     /// The newest session of each device.
-    current: HashMap<DeviceId, LocalHandle>,
+    current: IdMap<DeviceId, LocalHandle>,
     /// Older sessions whose streams still run.
     superseded: Vec<LocalHandle>,
     /// Devices whose session is entering the directory: how many, and what their end cancels.
-    beginning: HashMap<DeviceId, (usize, CancellationToken)>,
+    beginning: IdMap<DeviceId, (usize, CancellationToken)>,
 }
 
 /// All sessions of this process; at most one per device gets new streams. Cheap to clone.
