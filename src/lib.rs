@@ -7,6 +7,7 @@
 //! - [`config`]: files, environment and flags become one checked [`config::Config`].
 //! - [`telemetry`], [`runtime`]: logs and metrics; tasks, signals, drain.
 //! - [`net`]: listening sockets, TLS, HTTP connections with limits.
+//! - [`websocket`]: frames of RFC 6455 over a byte stream.
 //! - [`tunnel`]: yamux over WebSocket, the same driver at both ends.
 //! - [`tcp_relay`]: a TCP connection over a WebSocket, the same at both ends.
 //! - [`keys`], [`device_token`]: what signs and seals, and the device's secret.
@@ -59,3 +60,4 @@ pub mod tcp_relay;
 pub mod telemetry;
 pub mod tunnel;
 pub mod types;
+pub mod websocket;

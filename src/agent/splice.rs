@@ -3,7 +3,10 @@
 //! Each direction ends on its own. What is cut off on one side is cut off on the other, never ended
 //! cleanly: the far end must not take half a body for a whole one.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 use tokio::time::timeout;
+use tokio_util::io::poll_read_buf;
 
 /// Copy buffer per direction, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -116,19 +120,27 @@ where
         // A quiet origin holds no buffer.
         source.readable().await.map_err(|_| Broken::Source)?;
         let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
-        loop {
-            buffer.clear();
-            match source.try_read_buf(&mut buffer) {
-                Ok(0) => return sink.shutdown().await.map_err(|_| Broken::Sink),
-                Ok(_) => {
-                    let written = sink.write_all(&buffer).await;
-                    written.map_err(|_| Broken::Sink)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return Err(Broken::Source),
+        while let Some(read) = read_now(source, &mut buffer).await {
+            if read.map_err(|_| Broken::Source)? == 0 {
+                return sink.shutdown().await.map_err(|_| Broken::Sink);
             }
+            let written = sink.write_all(&buffer).await;
+            written.map_err(|_| Broken::Sink)?;
+            buffer.clear();
         }
     }
+}
+
+/// Reads what is there; `None` when nothing is. A read that does not fill the buffer has found the end
+/// of what is there: the next one then asks the system no more.
+async fn read_now(source: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Option<io::Result<usize>> {
+    poll_fn(
+        |cx| match poll_read_buf(Pin::new(&mut *source), cx, &mut *buffer) {
+            Poll::Ready(read) => Poll::Ready(Some(read)),
+            Poll::Pending => Poll::Ready(None),
+        },
+    )
+    .await
 }
 
 /// Reads away what the opener still sends, within bounds: a stream dropped too early is reset, and

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::task::TaskTracker;
 
 pub use access_token::TokenError;
@@ -89,7 +90,8 @@ impl TcpClient {
         if let Err(OpenError::Unauthorized) = &opened {
             inner.tokens.forget().await;
         }
-        let relay = Relay::new(opened?, local, &());
+        let (link, ahead) = opened?;
+        let relay = Relay::new((link, &ahead), Role::Client, local, &());
         let (end, _, local) = relay.run(std::future::pending()).await;
         match end {
             RelayEnd::Complete => Ok(local),

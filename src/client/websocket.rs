@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use data_encoding::BASE64;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -9,12 +10,9 @@ use hyper::body::Incoming;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::ClientConfig;
 use crate::agent::{Exchange, Link, LinkError, Links, host_header, shown, upgraded_websocket};
-use crate::tcp_relay::websocket_config;
 use crate::tunnel::Metered;
 use crate::types::random_bytes;
 
@@ -52,7 +50,7 @@ struct Problem {
     detail: String,
 }
 
-/// Opens one.
+/// Opens one; also what was read from it already.
 ///
 /// # Errors
 /// When the cloud or the device does not open the connection.
@@ -60,7 +58,7 @@ pub async fn open(
     links: &Links,
     config: &ClientConfig,
     token: &SecretString,
-) -> Result<WebSocketStream<Metered<Link>>, OpenError> {
+) -> Result<(Metered<Link>, Bytes), OpenError> {
     timeout(OPEN_TIMEOUT, handshake(links, config, token))
         .await
         .unwrap_or_else(|_| Err(OpenError::Timeout(shown(&config.cloud))))
@@ -70,7 +68,7 @@ async fn handshake(
     links: &Links,
     config: &ClientConfig,
     token: &SecretString,
-) -> Result<WebSocketStream<Metered<Link>>, OpenError> {
+) -> Result<(Metered<Link>, Bytes), OpenError> {
     let cloud = &config.cloud;
     let unexpected = |status: StatusCode| OpenError::Unexpected(shown(cloud), status.as_u16());
     let key = BASE64.encode(&random_bytes::<16>());
@@ -96,10 +94,7 @@ async fn handshake(
     match status {
         StatusCode::SWITCHING_PROTOCOLS => {
             let upgraded = upgraded_websocket(answer, connection, &key).await;
-            let (link, ahead) = upgraded.ok_or_else(|| unexpected(status))?;
-            let limits = Some(websocket_config());
-            let ws = WebSocketStream::from_partially_read(link, ahead.into(), Role::Client, limits);
-            Ok(ws.await)
+            upgraded.ok_or_else(|| unexpected(status))
         }
         StatusCode::UNAUTHORIZED => Err(OpenError::Unauthorized),
         _ => match read_problem(answer.into_body(), connection).await {

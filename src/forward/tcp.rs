@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::SinkExt;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
@@ -12,8 +11,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +19,7 @@ use super::{Caller, ForwardError, Forwarder, UPGRADE_DEADLINE, agent_error, webs
 use crate::auth::live::LiveStream;
 use crate::net::{Connection, upgraded_connection};
 use crate::session::SessionStream;
-use crate::tcp_relay::{Count, Relay, RelayEnd, websocket_config};
-use crate::tunnel::Metered;
+use crate::tcp_relay::{Count, Relay, RelayEnd};
 
 /// Largest head of the agent's answer, in bytes.
 const MAX_HEAD_BYTES: usize = 8 * 1024;
@@ -92,34 +88,22 @@ impl Forwarder {
             let Some((connection, ahead)) = upgraded_connection(upgraded) else {
                 return;
             };
-            let connection = Metered::new(connection);
-            let (ahead, config) = (ahead.to_vec(), Some(websocket_config()));
-            let ws =
-                WebSocketStream::from_partially_read(connection, ahead, Role::Server, config).await;
-            tcp.join(ws, &restarting).await;
+            tcp.join((connection, &ahead), &restarting).await;
         });
     }
 }
 
 impl TcpConnection {
-    async fn join(
-        self,
-        mut ws: WebSocketStream<Metered<Connection>>,
-        restarting: &CancellationToken,
-    ) {
-        if !self.ahead.is_empty() {
-            self.counter.add_from_device(self.ahead.len());
-            if ws.feed(Message::Binary(self.ahead)).await.is_err() {
-                return;
-            }
-        }
+    async fn join(self, ws: (Connection, &[u8]), restarting: &CancellationToken) {
+        self.counter.add_from_device(self.ahead.len());
         let told = async {
             tokio::select! {
                 () = self.live.ended() => websocket::NO_LONGER_VALID,
                 () = restarting.cancelled() => websocket::RESTARTING,
             }
         };
-        let relay = Relay::new(ws, self.stream, &*self.counter);
+        let mut relay = Relay::new(ws, Role::Server, self.stream, &*self.counter);
+        relay.send_first(&self.ahead);
         let (end, _, mut stream) = relay.run(told).await;
         tracing::debug!(?end, "a TCP connection ended");
         if let RelayEnd::Closed(1000 | 1001 | 1005) = end {

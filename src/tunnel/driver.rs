@@ -14,17 +14,17 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::heartbeat::{Beat, Heartbeat};
-use super::masks::Masks;
 use super::mux::Shared;
 use super::parting::{CLOSE_PROTOCOL_ERROR, Closing};
 use super::receiver::{self, Notice, Receiver};
-use super::websocket::{self, Decoder, Event};
 use super::writing::WRITE_STALL;
 use super::{EndReason, Side, Traffic, Tunnel, TunnelSettings, TunnelStream};
 use crate::types::{Clock, random_bytes};
+use crate::websocket::masks::Masks;
+use crate::websocket::{self, Decoder, Event};
 
 /// Rounds of work in one wake-up before other tasks get a turn.
-const MAX_ROUNDS: usize = 32;
+const MAX_ROUNDS: usize = 4;
 /// Bytes that are read in one go, into a buffer that all tunnels of a thread share.
 const READ_BYTES: usize = 128 * 1024;
 /// Reads in one round.

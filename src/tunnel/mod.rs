@@ -12,7 +12,6 @@ pub mod control;
 mod driver;
 mod frame;
 mod heartbeat;
-mod masks;
 mod metered;
 mod mux;
 mod outbox;
@@ -26,7 +25,6 @@ mod stream_state;
     reason = "tests end with their runtime, which owns their tasks"
 )]
 mod tests;
-mod websocket;
 mod writing;
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::task::Waker;
 
 use super::frame::{HEADER_BYTES, Header, Kind};
-use super::websocket::MAX_HEADER;
+use crate::websocket::MAX_HEADER;
 
 /// Bytes that may wait to be sent before streams have to take turns.
 pub const LIMIT: usize = 128 * 1024;

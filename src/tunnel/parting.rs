@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::driver::TunnelTask;
 use super::frame::{Header, Kind};
-use super::websocket::{self, Event};
 use super::{CloseReason, EndReason};
+use crate::websocket::{self, Event};
 
 /// How long a closing tunnel waits for its last words to leave and the other side to answer.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);

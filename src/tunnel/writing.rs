@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::EndReason;
 use super::driver::TunnelTask;
-use super::websocket;
+use crate::websocket;
 
 /// How long the other side may take no byte before the tunnel ends.
 pub const WRITE_STALL: Duration = Duration::from_secs(10);

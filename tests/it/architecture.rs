@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["cli", "telemetry", "runtime"],
     &["net"],
+    &["websocket"],
     &["tunnel"],
     &["tcp_relay"],
     &["keys", "device_token"],

@@ -100,6 +100,10 @@ def beside_bulk(bench):
         go = _go_behind(bench, f"mixed-{round_trip}", round_trip, 0) if round_trip else bench.go()
         if go:
             subjects.append(go.http)
+        if not round_trip:
+            # What the machine itself does to small requests beside bulk.
+            others = [bench.nginx_http(), bench.peer("rathole"), bench.direct()]
+            subjects += [subject for subject in others if subject]
         _beside_bulk(bench, round_trip, subjects)
         ours.cloud.stop()
         if go and round_trip:

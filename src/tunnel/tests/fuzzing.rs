@@ -2,8 +2,8 @@
 
 use super::super::mux::{Shared, lock};
 use super::super::receiver::Receiver;
-use super::super::websocket::{Decoder, Event};
 use super::*;
+use crate::websocket::{Decoder, Event};
 
 /// Bytes in pieces of a size that the first byte tells.
 fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -11,7 +11,6 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
 
-mod framing;
 mod fuzzing;
 mod hostile;
 mod other_ends;

@@ -1,7 +1,11 @@
 //! WebSocket frames (RFC 6455 §5) as a filter over a byte stream.
 //!
-//! The tunnel does not care for the boundaries of messages, so none is ever put together: what
-//! arrives of a payload is handed on at once, and an idle tunnel needs no buffer.
+//! Nobody here cares for the boundaries of messages, so none is ever put together: what arrives of a
+//! payload is handed on at once, and an idle connection needs no buffer.
+
+pub mod masks;
+#[cfg(test)]
+mod tests;
 
 /// Longest header of a frame, in bytes.
 pub const MAX_HEADER: usize = 14;
@@ -32,7 +36,7 @@ pub enum Violation {
 /// What a piece of input says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// More of the byte stream.
+    /// More of the byte stream; nothing for an empty message.
     Data(&'a [u8]),
     /// To be answered with the same payload.
     Ping(&'a [u8]),
@@ -97,6 +101,13 @@ impl Decoder {
                     at += taken;
                     if !complete {
                         return Ok((at, None));
+                    }
+                    if let State::Payload { left: 0 } = self.state
+                        && self.message == 0
+                        && !self.continued
+                    {
+                        self.state = State::Header;
+                        return Ok((at, Some(Event::Data(&[]))));
                     }
                 }
                 State::Payload { left: 0 } => self.state = State::Header,

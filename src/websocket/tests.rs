@@ -1,6 +1,6 @@
-//! WebSocket frames, in any pieces.
+//! Frames, in any pieces.
 
-use super::super::websocket::*;
+use super::*;
 use proptest::prelude::*;
 
 const KEY: Mask = Some([1, 2, 3, 4]);
