@@ -1,5 +1,6 @@
 //! Ids, roles, points in time and the clock. Depends on nothing else in the crate.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,9 +20,25 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Random bytes for an id. Every request gets one: the system is asked for many at once.
+fn id_bytes() -> [u8; 16] {
+    thread_local! {
+        static DRAWN: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    DRAWN.with_borrow_mut(|drawn| {
+        if drawn.is_empty() {
+            let random = random_bytes::<1024>();
+            drawn.extend_from_slice(random.as_chunks().0);
+        }
+        drawn.pop().unwrap_or_else(random_bytes)
+    })
+}
+
 /// Lower-case base32 without padding (RFC 4648 §6), as in ids and host labels.
 pub fn base32_lower(bytes: &[u8]) -> String {
-    BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
+    let mut text = BASE32_NOPAD.encode(bytes);
+    text.make_ascii_lowercase();
+    text
 }
 
 /// A text that is not a valid id of the expected kind.
@@ -50,7 +67,7 @@ macro_rules! id_types {
 
             /// Makes a new random id (128 bits).
             pub fn random() -> Self {
-                Self(format!("{}{}", $prefix, base32_lower(&random_bytes::<16>())).into())
+                Self([$prefix, &base32_lower(&id_bytes())].concat().into())
             }
 
             /// The id as text.

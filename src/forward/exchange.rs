@@ -1,7 +1,6 @@
 //! One request on its way to an answer: the session, a connection, and another attempt where that is
 //! safe.
 
-use std::fmt::Write;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -77,13 +76,29 @@ impl Timing {
             ("device", self.device),
         ] {
             let separator = if text.is_empty() { "" } else { ", " };
-            let (millis, hundredths) = (took.as_millis(), took.subsec_micros() % 1000 / 10);
-            let millis = u64::try_from(millis).unwrap_or(u64::MAX);
-            let _ = write!(text, "{separator}{name};dur={millis}.{hundredths:02}");
+            text.extend([separator, name, ";dur="]);
+            push_millis(&mut text, took);
         }
         let value = HeaderValue::from_maybe_shared(Bytes::from(text));
         value.unwrap_or(HeaderValue::from_static(""))
     }
+}
+
+/// Writes milliseconds with two decimals, without the machinery of formatting.
+fn push_millis(text: &mut String, duration: Duration) {
+    let mut rest = duration.as_micros() / 10;
+    let mut digits = [b'0'; 40];
+    let mut first = digits.len();
+    while rest > 0 || digits.len() - first < 3 {
+        first -= 1;
+        digits[first] += (rest % 10) as u8;
+        rest /= 10;
+    }
+    let digits = digits[first..].iter().map(|digit| char::from(*digit));
+    let whole = digits.len() - 2;
+    text.extend(digits.clone().take(whole));
+    text.push('.');
+    text.extend(digits.skip(whole));
 }
 
 /// One request on its way to an answer, over one attempt or more.
@@ -279,5 +294,26 @@ impl Exchange<'_> {
         }
         self.forwarder.0.sessions.forget(&self.caller.device);
         ForwardError::TunnelLost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_have_two_decimals() {
+        for (duration, written) in [
+            (Duration::ZERO, "0.00"),
+            (Duration::from_micros(9), "0.00"),
+            (Duration::from_micros(10), "0.01"),
+            (Duration::from_micros(1_239), "1.23"),
+            (Duration::from_secs(61), "61000.00"),
+            (Duration::MAX, "18446744073709551615999.99"),
+        ] {
+            let mut text = String::new();
+            push_millis(&mut text, duration);
+            assert_eq!(text, written);
+        }
     }
 }

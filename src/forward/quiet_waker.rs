@@ -148,7 +148,8 @@ mod tests {
     async fn no_wake_up_is_lost_between_threads() {
         let quiet = QuietWaker::default();
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(async move {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move {
             for number in 0..20_000 {
                 sender.send(number).await.expect("it is waited for");
             }

@@ -74,7 +74,8 @@ type Ended = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct ResponseBody {
     inner: Incoming,
     keep: Option<Keep>,
-    ended: Ended,
+    /// Waits for the end of `keep.live`, from when somebody waits for the device.
+    ended: Option<Ended>,
     pause: Option<Pause>,
     events: Option<EventTail>,
     kind: BodyKind,
@@ -86,7 +87,7 @@ pub struct ResponseBody {
 struct Pause {
     limit: Duration,
     waiting_since: Option<Instant>,
-    sleep: Pin<Box<Sleep>>,
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Pause {
@@ -94,10 +95,12 @@ impl Pause {
     fn poll_too_long(&mut self, cx: &mut Context<'_>) -> bool {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let deadline = since + self.limit;
-        if self.sleep.deadline() < deadline {
-            self.sleep.as_mut().reset(deadline);
+        let sleep = &mut self.sleep;
+        let sleep = sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() < deadline {
+            sleep.as_mut().reset(deadline);
         }
-        self.sleep.as_mut().poll(cx).is_ready()
+        sleep.as_mut().poll(cx).is_ready()
     }
 }
 
@@ -122,16 +125,15 @@ impl ResponseBody {
     /// Wraps a body. `idle` limits the device's pauses.
     pub fn new(inner: Incoming, keep: Keep, idle: Duration, kind: BodyKind) -> Self {
         let is_event_stream = kind == BodyKind::Events;
-        let ended = keep.live.ended_owned();
         let pause = (!is_event_stream).then(|| Pause {
             limit: idle,
             waiting_since: None,
-            sleep: Box::pin(sleep_until(Instant::now() + idle)),
+            sleep: None,
         });
         let mut body = Self {
             cut: None,
             over: false,
-            ended: Box::pin(ended),
+            ended: None,
             pause,
             kind,
             events: is_event_stream.then_some(EventTail(*b"\n\n")),
@@ -165,6 +167,15 @@ impl ResponseBody {
             }
             None => Pin::new(inner).poll_frame(cx),
         }
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(keep) = &self.keep else {
+            return Poll::Pending;
+        };
+        let ended = &mut self.ended;
+        let ended = ended.get_or_insert_with(|| Box::pin(keep.live.ended_owned()));
+        ended.as_mut().poll(cx)
     }
 
     /// Ends the body early. hyper drops what it has not written when a body fails, so it gets a turn to
@@ -202,11 +213,14 @@ impl HttpBody for ResponseBody {
         if let Some(cut) = self.cut.take() {
             return self.finish_cut(cut);
         }
-        if self.keep.is_some() && self.ended.as_mut().poll(cx).is_ready() {
+        if self.keep.as_ref().is_some_and(|keep| keep.live.is_ended()) {
             return self.cut(Cut::Ended, cx);
         }
         match self.poll_inner(cx) {
             Poll::Pending => {
+                if self.poll_ended(cx).is_ready() {
+                    return self.cut(Cut::Ended, cx);
+                }
                 let too_long = self
                     .pause
                     .as_mut()

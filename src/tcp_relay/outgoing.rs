@@ -66,27 +66,27 @@ impl Outgoing {
 
     /// Queues a ping.
     pub fn ping(&mut self) {
-        let mask = self.masks.next();
+        let mask = self.masks.next_key();
         websocket::push_ping(&mut self.control, &[], mask);
     }
 
     /// Queues the answer to a ping, if there is room.
     pub fn pong(&mut self, payload: &[u8]) {
         if self.control.len() < MAX_CONTROL {
-            let mask = self.masks.next();
+            let mask = self.masks.next_key();
             websocket::push_pong(&mut self.control, payload, mask);
         }
     }
 
     /// Queues the last frame.
     pub fn close(&mut self, code: u16) {
-        let mask = self.masks.next();
+        let mask = self.masks.next_key();
         websocket::push_close(&mut self.control, code, mask);
     }
 
     fn seal(&mut self, length: usize) {
         self.to = MAX_HEADER + length;
-        self.from = websocket::seal_binary(&mut self.buffer[..self.to], self.masks.next());
+        self.from = websocket::seal_binary(&mut self.buffer[..self.to], self.masks.next_key());
     }
 
     /// Makes a message of what there is to read; only when everything is flushed.

@@ -208,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
                         }
                         Event::Ping(payload) => {
                             if self.control.len() < MAX_CONTROL {
-                                let mask = self.masks.next();
+                                let mask = self.masks.next_key();
                                 websocket::push_pong(&mut self.control, payload, mask);
                             }
                             self.count_pings(1);
@@ -291,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
                 Beat::Wait(at) => at,
                 Beat::Dead => return Err(EndReason::HeartbeatLost),
                 Beat::Ping(nonce) => {
-                    let mask = self.masks.next();
+                    let mask = self.masks.next_key();
                     websocket::push_ping(&mut self.control, &nonce, mask);
                     self.rest();
                     self.flush(cx)?;

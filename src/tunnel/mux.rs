@@ -24,7 +24,7 @@ use super::{
 /// may send all of it in one WebSocket message.
 const PLAIN_MAX_WINDOW: u32 = 1024 * 1024;
 /// Largest window of any stream, in bytes.
-const MAX_WINDOW: u32 = 64 * 1024 * 1024;
+pub const MAX_WINDOW: u32 = 64 * 1024 * 1024;
 /// Largest window that a stream starts with because others of its tunnel have needed it, in bytes.
 const MAX_START_WINDOW: u32 = 4 * 1024 * 1024;
 /// Streams that may wait for the other side to accept them. Over so many hashicorp/yamux resets one.
@@ -153,7 +153,7 @@ impl Shared {
     /// Opens a stream from this side; without `slot` it does not count towards the limit.
     pub fn open(self: &Arc<Self>, slot: bool) -> Result<TunnelStream, OpenError> {
         let mut table = self.table();
-        if table.parting || table.peer_gone_away || self.ended.is_cancelled() {
+        if table.parting || table.peer_gone_away {
             return Err(OpenError::Ended);
         }
         if slot && table.slots >= self.max_streams {
@@ -240,7 +240,7 @@ impl Shared {
         if table.parting {
             return;
         }
-        let syn = self.take_syn(&mut table, state);
+        let syn = Self::take_syn(&mut table, state);
         table.outbox.push_header(Header {
             kind: Kind::WindowUpdate,
             flags: syn | FIN,
@@ -287,7 +287,7 @@ impl Shared {
     }
 
     /// SYN for the first frame of a stream; nothing for any other.
-    pub fn take_syn(&self, table: &mut Table, state: &mut StreamState) -> u16 {
+    pub fn take_syn(table: &mut Table, state: &mut StreamState) -> u16 {
         if !std::mem::take(&mut state.syn_due) {
             return 0;
         }

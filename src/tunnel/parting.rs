@@ -101,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
                     true => Farewell::Drain,
                     false => Farewell::Answer,
                 };
-                let mask = self.masks.next();
+                let mask = self.masks.next_key();
                 websocket::push_close(&mut self.control, closing.code, mask);
                 return Ok(true);
             }

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::frame::{ACK, FIN, HEADER_BYTES, Header, INITIAL_WINDOW, Kind, RST, SYN};
-use super::mux::{Cell, Shared, lock};
+use super::mux::{Cell, MAX_WINDOW, Shared, lock};
 use super::{Side, TunnelStream};
 
 /// Streams that a device may try to open before its tunnel ends; each is reset.
 const MAX_REFUSED_STREAMS: u32 = 1_000;
-/// Longest frame for a stream that is gone already, in bytes: no window is larger.
-const MAX_LATE_BODY: u32 = 64 * 1024 * 1024;
 
 /// What is to be done beyond the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +145,8 @@ impl Receiver {
                     Some(cell) => lock(cell).admit(header.length),
                     // A first frame is within the window that every stream begins with.
                     None if header.has(SYN) => header.length <= INITIAL_WINDOW,
-                    None => header.length <= MAX_LATE_BODY,
+                    // It is for a stream that is gone: no window was larger.
+                    None => header.length <= MAX_WINDOW,
                 };
                 if !admitted {
                     return Err(Violation::Frame);

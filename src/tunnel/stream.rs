@@ -63,7 +63,7 @@ impl TunnelStream {
     /// Lets the other side know of a stream on which nothing was sent yet.
     fn announce(&self, state: &mut StreamState) {
         let mut table = self.shared.table();
-        let flags = self.shared.take_syn(&mut table, state);
+        let flags = Shared::take_syn(&mut table, state);
         if flags != 0 {
             table.outbox.push_header(Header {
                 kind: Kind::WindowUpdate,
@@ -111,7 +111,7 @@ impl TunnelStream {
         }
         state.round = table.outbox.round();
         state.send_window -= length as u32;
-        let mut flags = self.shared.take_syn(&mut table, &mut state);
+        let mut flags = Shared::take_syn(&mut table, &mut state);
         let extra = state.take_extra();
         if extra > 0 {
             table.outbox.push_header(Header {

@@ -67,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelTask<S> {
             table.outbox.take(&mut self.writing)
         };
         if !self.writing.is_empty() {
-            self.written = websocket::seal_binary(&mut self.writing, self.masks.next());
+            self.written = websocket::seal_binary(&mut self.writing, self.masks.next_key());
         }
         called.into_iter().for_each(Waker::wake);
     }

@@ -22,7 +22,7 @@ impl Masks {
     }
 
     /// The key of the next frame.
-    pub fn next(&mut self) -> Option<[u8; 4]> {
+    pub fn next_key(&mut self) -> Option<[u8; 4]> {
         if !self.masking {
             return None;
         }
@@ -44,12 +44,12 @@ mod tests {
     fn clients_never_use_a_key_again_and_servers_have_none() {
         let mut masks = Masks::new(true);
         let mut keys: Vec<_> = (0..3 * KEYS)
-            .map(|_| masks.next().expect("a key"))
+            .map(|_| masks.next_key().expect("a key"))
             .collect();
         keys.sort_unstable();
         keys.dedup();
         // Two of so few may be equal by chance once in ten million runs.
         assert!(keys.len() >= 3 * KEYS - 1);
-        assert_eq!(Masks::new(false).next(), None);
+        assert_eq!(Masks::new(false).next_key(), None);
     }
 }

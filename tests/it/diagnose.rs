@@ -14,11 +14,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::{
     Browser, Device, Manner, Origin, Part, RawDevice, RawOrigin, TestCloud, Topology, WireDevice,
-    eventually, on_both_topologies, text, within,
+    eventually, on_both_topologies, text, within, yamux,
 };
 
 on_both_topologies![
     a_device_without_a_free_stream_is_busy,
+    a_device_that_takes_no_new_streams_refuses_them,
+    a_device_that_is_lost_meanwhile_is_said_to_be_offline,
     an_origin_that_never_answers_times_out,
     a_frozen_agent_looks_like_an_origin_that_never_answers,
     a_slow_origin_is_reachable_and_called_slow,
@@ -108,6 +110,52 @@ async fn impatient(topology: Topology) -> TestCloud {
         .setting("EDGECLOUD__LIMITS__RESPONSE_HEADER_TIMEOUT", "1s")
         .spawn()
         .await
+}
+
+async fn a_device_that_takes_no_new_streams_refuses_them(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let device = RawDevice::pair(&cloud, &alice).await;
+    let mut wire = WireDevice::connect(&device).await;
+    alice.wait_for_status(&device.id, "online").await;
+    // A stream that is open keeps the session alive.
+    let asking = tokio::spawn(alice.forward(&device.id, Method::GET, "/held").send());
+    wire.take_stream().await;
+    let goes_away = yamux::header(yamux::GO_AWAY, 0, 0, 0);
+    let ping = yamux::header(yamux::PING, yamux::SYN, 0, 7);
+    assert!(wire.send([goes_away, ping].concat()).await);
+    within("the answer to what came behind it", async {
+        while wire.frame().await.expect("the tunnel lives").kind != yamux::PING {}
+    })
+    .await;
+    let found = Diagnosis::of(&alice, &device.id).await;
+    found.fails_at(&["session", "node", "stream"], "stream_refused");
+    wire.leave().await;
+    // The request was a GET, which is tried once more.
+    asking
+        .await
+        .expect("no panic")
+        .expect_problem(503, "device_offline");
+}
+
+async fn a_device_that_is_lost_meanwhile_is_said_to_be_offline(cloud: TestCloud) {
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let origin = RawOrigin::spawn(|stream, _| async move {
+        let _held = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let mut device = Device::pair(&cloud, &alice, origin.addr()).await;
+    let id = device.id.clone();
+    let asking = Diagnosis::of(&alice, &id);
+    let losing = async {
+        eventually("the origin is asked", async || {
+            (origin.requests() == 1).then_some(())
+        })
+        .await;
+        device.process().signal(Signal::SIGKILL);
+    };
+    let (found, ()) = tokio::join!(asking, losing);
+    found.fails_at(WHOLE_WAY, "device_offline");
 }
 
 async fn an_origin_that_never_answers_times_out(topology: Topology) {

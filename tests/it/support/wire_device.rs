@@ -25,6 +25,8 @@ pub mod yamux {
     pub const WINDOW_UPDATE: u8 = 1;
     /// Asks for an answer, or is one.
     pub const PING: u8 = 2;
+    /// Takes no new streams.
+    pub const GO_AWAY: u8 = 3;
     /// Opens a stream, or asks.
     pub const SYN: u16 = 1;
     /// Takes a stream, or answers.
