@@ -6,13 +6,11 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
@@ -112,34 +110,38 @@ where
 }
 
 /// From the origin to the opener.
-async fn download<W>(source: &mut ReadHalf<'_>, sink: &mut W) -> Result<(), Broken>
+async fn download<R, W>(source: &mut R, sink: &mut W) -> Result<(), Broken>
 where
+    R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let mut buffer = BytesMut::new();
     loop {
-        // A quiet origin holds no buffer.
-        source.readable().await.map_err(|_| Broken::Source)?;
-        let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
-        while let Some(read) = read_now(source, &mut buffer).await {
-            if read.map_err(|_| Broken::Source)? == 0 {
-                return sink.shutdown().await.map_err(|_| Broken::Sink);
-            }
-            let written = sink.write_all(&buffer).await;
-            written.map_err(|_| Broken::Sink)?;
-            buffer.clear();
+        let read = read_next(source, &mut buffer).await;
+        if read.map_err(|_| Broken::Source)? == 0 {
+            return sink.shutdown().await.map_err(|_| Broken::Sink);
         }
+        let written = sink.write_all(&buffer).await;
+        written.map_err(|_| Broken::Sink)?;
+        buffer.clear();
     }
 }
 
-/// Reads what is there; `None` when nothing is. A read that does not fill the buffer has found the end
-/// of what is there: the next one then asks the system no more.
-async fn read_now(source: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> Option<io::Result<usize>> {
-    poll_fn(
-        |cx| match poll_read_buf(Pin::new(&mut *source), cx, &mut *buffer) {
-            Poll::Ready(read) => Poll::Ready(Some(read)),
-            Poll::Pending => Poll::Ready(None),
-        },
-    )
+/// Reads what comes next into an empty buffer. A quiet origin holds no buffer.
+async fn read_next<R>(source: &mut R, buffer: &mut BytesMut) -> io::Result<usize>
+where
+    R: AsyncRead + Unpin,
+{
+    poll_fn(|cx| {
+        buffer.reserve(BUFFER_BYTES);
+        // Not `readable` and `try_read`: after a read that has not filled the buffer those would ask the
+        // system once more, for nothing.
+        let polled = poll_read_buf(Pin::new(&mut *source), cx, buffer);
+        if polled.is_pending() {
+            *buffer = BytesMut::new();
+        }
+        polled
+    })
     .await
 }
 
@@ -150,4 +152,58 @@ pub async fn drain<R: AsyncRead + Unpin>(source: &mut R) {
     let mut rest = source.take(DRAIN_BYTES);
     // However this ends, the stream is dropped next.
     let _ = timeout(DRAIN_TIME, tokio::io::copy(&mut rest, &mut sink)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use tokio::net::TcpListener;
+
+    /// Reads from a connection on which much has come, in a task that has used up its share of this turn
+    /// nearly: a loop that does not give way then would never end.
+    async fn download_with_little_left_of_the_turn() -> u64 {
+        const BYTES: usize = 4 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let addr = listener.local_addr().expect("an address");
+        let (connected, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
+        let (mut origin, mut tcp) = (connected.expect("connected"), accepted.expect("accepted").0);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move { origin.write_all(&vec![7; BYTES]).await });
+        let (mut source, _) = tcp.split();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(126);
+        (0..126).for_each(|number| sender.try_send(number).expect("there is room"));
+        source.readable().await.expect("something has come");
+        tokio::task::yield_now().await;
+        for _ in 0..126 {
+            receiver.recv().await.expect("there is one");
+        }
+        let (mut sink, mut far) = tokio::io::duplex(BYTES);
+        let copied = async {
+            let copied = download(&mut source, &mut sink).await;
+            drop(sink);
+            copied
+        };
+        let counted = async {
+            let mut nowhere = tokio::io::sink();
+            tokio::io::copy(&mut far, &mut nowhere).await
+        };
+        let (copied, counted) = tokio::join!(copied, counted);
+        assert!(copied.is_ok());
+        counted.expect("read")
+    }
+
+    #[test]
+    fn a_long_download_gives_way_to_others() {
+        let (done, end) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = runtime.expect("a runtime");
+            done.send(runtime.block_on(download_with_little_left_of_the_turn()))
+        });
+        let bytes = end.recv_timeout(Duration::from_secs(20));
+        assert_eq!(bytes, Ok(4 << 20));
+    }
 }
