@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, runtime};
+use super::{Failure, small_runtime};
 use crate::agent::{Agent, AgentConfig, AgentError};
 use crate::cli::AgentArgs;
 use crate::config::{LogConfig, environment};
@@ -20,7 +20,7 @@ pub fn run(args: AgentArgs) -> Result<(), Failure> {
         level: "info".to_owned(),
         ..LogConfig::default()
     });
-    runtime()?.block_on(async {
+    small_runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         let stop = CancellationToken::new();
         let agent = tokio::select! {

@@ -1,6 +1,6 @@
 //! `tcp`: a device's TCP port on this machine.
 
-use super::{Failure, runtime};
+use super::{Failure, small_runtime};
 use crate::cli::TcpArgs;
 use crate::client::{ClientConfig, ClientError, TcpClient};
 use crate::config::{LogConfig, environment};
@@ -17,7 +17,7 @@ pub fn run(args: TcpArgs) -> Result<(), Failure> {
         ..LogConfig::default()
     });
     let listen = config.listen;
-    let runtime = runtime()?;
+    let runtime = small_runtime()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let client = TcpClient::new(config).map_err(failure)?;

@@ -3,7 +3,8 @@
 //! One task owns the connection ([`TunnelTask`]); everybody else holds a [`Tunnel`], opens streams
 //! through it and learns from it when and why the tunnel ended. In the order of the way of a byte:
 //! `websocket` and `frame` know the wire, `receiver` does what the other side says, `stream_state` keeps
-//! what a stream has received and may send, `mux` is what all parts share, `outbox` what is to be sent;
+//! what a stream has received and may send, `mux` is what all parts share, with `sharing` for who uses it, `outbox`
+//! what is to be sent;
 //! `driver` owns the connection, with `writing` and `parting`.
 //! This module knows nothing of devices, tenants or HTTP.
 
@@ -17,6 +18,7 @@ mod mux;
 mod outbox;
 mod parting;
 mod receiver;
+mod sharing;
 mod stream;
 mod stream_state;
 #[cfg(test)]

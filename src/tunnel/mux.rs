@@ -11,10 +11,12 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{FIN, Header, INITIAL_WINDOW, Kind, RST, SYN};
 use super::outbox::Outbox;
+use super::sharing::Users;
 use super::stream_state::StreamState;
 use super::{
     CloseReason, EndReason, OpenError, Side, Traffic, TunnelSettings, TunnelStream, WindowBudget,
@@ -29,7 +31,7 @@ pub const MAX_WINDOW: u32 = 64 * 1024 * 1024;
 const MAX_START_WINDOW: u32 = 4 * 1024 * 1024;
 /// Streams that may wait for the other side to accept them. Over so many hashicorp/yamux resets one.
 const MAX_UNACKNOWLEDGED: usize = 256;
-/// Round trips below this do not ask for larger windows from the start.
+/// Round trips below this do not ask for larger windows from the start, nor for ones that make other streams wait.
 const NEAR: Duration = Duration::from_millis(2);
 
 /// One stream's state behind its lock.
@@ -47,6 +49,8 @@ pub struct Table {
     pub streams: HashMap<u32, Arc<Cell>>,
     /// What is to be sent.
     pub outbox: Outbox,
+    /// Who used the tunnel last.
+    pub users: Users,
     /// What a holder asked for.
     pub close: Option<CloseReason>,
     /// The end has begun: no stream gets anything more.
@@ -198,6 +202,12 @@ impl Shared {
         true
     }
 
+    /// Gives back what a window had more.
+    fn unclaim(&self, table: &mut Table, bytes: u32) {
+        table.grown -= bytes as usize;
+        self.process_budget.give_back(bytes as usize);
+    }
+
     /// Accounts for bytes that a stream's reader has taken, and tells the other side when it is worth it.
     pub fn credit(&self, id: u32, state: &mut StreamState, bytes: u32) {
         let Some(due) = state.consume(bytes) else {
@@ -214,7 +224,14 @@ impl Shared {
             .max_window
             .min(self.max_window.saturating_sub(state.max_window));
         let mut delta = due.bytes;
-        if fast && more > 0 && self.claim(&mut table, more) {
+        // On a short way a large window makes bulk cheaper, since it moves in larger lots. All others wait for these.
+        let near = Duration::from_micros(least) < NEAR;
+        if near && table.users.others_than(id, Instant::now()) {
+            let less = delta.min(state.max_window - INITIAL_WINDOW);
+            state.max_window -= less;
+            delta -= less;
+            self.unclaim(&mut table, less);
+        } else if fast && more > 0 && self.claim(&mut table, more) {
             state.max_window += more;
             delta += more;
             if Duration::from_micros(least) >= NEAR {
@@ -225,6 +242,9 @@ impl Shared {
             }
         }
         state.tell(delta);
+        if delta == 0 {
+            return;
+        }
         table.outbox.push_header(Header {
             kind: Kind::WindowUpdate,
             flags: 0,
@@ -256,9 +276,7 @@ impl Shared {
     /// Lets go of a stream whose holder has gone: what is not complete is reset.
     pub fn release(&self, id: u32, state: &mut StreamState, slot: bool) {
         let mut table = self.table();
-        let grown = (state.max_window - INITIAL_WINDOW) as usize;
-        table.grown -= grown;
-        self.process_budget.give_back(grown);
+        self.unclaim(&mut table, state.max_window - INITIAL_WINDOW);
         state.max_window = INITIAL_WINDOW;
         if slot {
             table.slots -= 1;

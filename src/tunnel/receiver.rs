@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::frame::{ACK, FIN, HEADER_BYTES, Header, INITIAL_WINDOW, Kind, RST, SYN};
 use super::mux::{Cell, MAX_WINDOW, Shared, lock};
@@ -132,7 +133,7 @@ impl Receiver {
         }
         let cell = match header.has(SYN) {
             true => self.on_open(header.stream)?,
-            false => self.shared.table().streams.get(&header.stream).cloned(),
+            false => self.on_known(header),
         };
         if let Some(cell) = &cell
             && header.has(ACK)
@@ -170,6 +171,15 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    /// The stream of a frame, unless it is gone.
+    fn on_known(&self, header: Header) -> Option<Arc<Cell>> {
+        let mut table = self.shared.table();
+        if header.kind == Kind::Data {
+            table.users.note(header.stream, Instant::now());
+        }
+        table.streams.get(&header.stream).cloned()
     }
 
     /// A data frame is complete.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use super::frame::{Header, Kind};
 use super::mux::{Cell, Shared, lock};
@@ -127,6 +128,7 @@ impl TunnelStream {
             stream: self.id,
             length: length as u32,
         };
+        table.users.note(self.id, Instant::now());
         table.outbox.push_data(header, parts);
         self.shared.call_driver(table);
         Poll::Ready(Ok(length))

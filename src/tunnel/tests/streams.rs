@@ -165,6 +165,42 @@ async fn a_window_grows_for_a_reader_that_keeps_up_and_stays_within_the_budgets(
     assert_eq!(device.tunnel.shared.grown(), 0, "given back");
 }
 
+/// Time stands still, so that every reader is fast and nobody's last use is long ago.
+#[tokio::test(start_paused = true)]
+async fn on_a_short_way_a_window_shrinks_again_while_others_use_the_tunnel() {
+    const MIB: usize = 1 << 20;
+    let (proxy, mut device) = pair();
+    within_rtt(&device).await;
+    let least_rtt = &device.tunnel.shared.least_rtt;
+    least_rtt.store(100, Ordering::Relaxed);
+    let mut bulk = proxy.tunnel.open().expect("open");
+    let sending = tokio::task::spawn(async move { bulk.write_all(&vec![1; 60 * MIB]).await });
+    let mut arriving = device.incoming.recv().await.expect("a stream arrives");
+    let mut sink = vec![0; MIB];
+    let mut sizes = Vec::new();
+    for _ in 0..20 {
+        arriving.read_exact(&mut sink).await.expect("read");
+    }
+    sizes.push(device.tunnel.shared.grown());
+    let mut small = proxy.tunnel.open().expect("open");
+    for _ in 0..20 {
+        small.write_all(b"x").await.expect("write");
+        arriving.read_exact(&mut sink).await.expect("read");
+    }
+    sizes.push(device.tunnel.shared.grown());
+    // A longer way needs the window to be full.
+    least_rtt.store(20_000, Ordering::Relaxed);
+    for _ in 0..20 {
+        small.write_all(b"x").await.expect("write");
+        arriving.read_exact(&mut sink).await.expect("read");
+    }
+    sizes.push(device.tunnel.shared.grown());
+    sending.await.expect("no panic").expect("written");
+    assert!(sizes[0] >= MIB, "alone: {sizes:?}");
+    assert_eq!(sizes[1], 0, "in company: {sizes:?}");
+    assert!(sizes[2] >= MIB, "far away: {sizes:?}");
+}
+
 async fn within_rtt(end: &End) {
     while end.tunnel.rtt().is_none() {
         tokio::task::yield_now().await;
