@@ -181,16 +181,13 @@ impl Tunnels {
         let Some(token) = bearer(headers).and_then(DeviceToken::parse) else {
             return Err(self.unauthorized(request));
         };
-        let node = &self.0.node;
-        if node.is_draining()
-            || node.lease_state() == LeaseState::Fenced
-            || node.registry().len() >= self.0.policy.max_sessions
-        {
-            return Err(later(RETRY_AFTER));
-        }
+        self.takes_sessions().map_err(later)?;
         // Before the database is asked: a fleet that comes back at once must not keep it from everybody.
         let random = u64::from_ne_bytes(random_bytes());
-        let entered = self.0.admission.enter(random).map_err(later)?;
+        let entered = self.0.admission.enter(random).await.map_err(later)?;
+        // Much may have changed while it stood in line.
+        self.takes_sessions().map_err(later)?;
+        let node = &self.0.node;
         let found = node
             .store()
             .find_device_by_token(token.hash(), self.0.clock.now())
@@ -218,6 +215,18 @@ impl Tunnels {
             subprotocol: offers_subprotocol(headers, SUBPROTOCOL),
             claims: Claims::of_head(request.uri(), headers),
         })
+    }
+
+    /// The error is how long to wait.
+    fn takes_sessions(&self) -> Result<(), Duration> {
+        let node = &self.0.node;
+        let refuses = node.is_draining()
+            || node.lease_state() == LeaseState::Fenced
+            || node.registry().len() >= self.0.policy.max_sessions;
+        match refuses {
+            true => Err(RETRY_AFTER),
+            false => Ok(()),
+        }
     }
 
     /// Counts a wrong token. Only now, so that a device with its right one is let in whatever others at
