@@ -185,7 +185,7 @@ fn rewrite_source(headers: &mut HeaderMap, name: &HeaderName, door: &Door, origi
         _ => "/",
     };
     let rewritten = format!("http://{origin_host}{path}");
-    take(headers, name, rewritten);
+    set_owned(headers, name, rewritten);
 }
 
 fn set_origin_of_request(headers: &mut HeaderMap, caller: &Caller) {
@@ -209,8 +209,8 @@ fn set_origin_of_request(headers: &mut HeaderMap, caller: &Caller) {
         forwarded.extend(written);
     }
     forwarded.extend([";host=\"", authority, "\";proto=", scheme]);
-    take(headers, &X_FORWARDED_FOR, addresses);
-    take(headers, &header::FORWARDED, forwarded);
+    set_owned(headers, &X_FORWARDED_FOR, addresses);
+    set_owned(headers, &header::FORWARDED, forwarded);
     headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     set(headers, &X_FORWARDED_HOST, authority);
     if !prefix.is_empty() {
@@ -311,7 +311,7 @@ fn keep_private(headers: &mut HeaderMap) {
         });
     let told: Vec<&str> = std::iter::once("private").chain(told).collect();
     let told = told.join(", ");
-    take(headers, &header::CACHE_CONTROL, told);
+    set_owned(headers, &header::CACHE_CONTROL, told);
 }
 
 /// On its own host a device may set host-only cookies under names that are not ours.
@@ -355,7 +355,7 @@ fn rewrite_location(headers: &mut HeaderMap, door: &Door, origin_host: &str) {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
     let prefix = if inside { "" } else { door.prefix.as_str() };
     let rewritten = format!("{base}{prefix}{path}");
-    take(headers, &header::LOCATION, rewritten);
+    set_owned(headers, &header::LOCATION, rewritten);
 }
 
 /// What follows `host` in a URL that begins with exactly that host.
@@ -375,7 +375,7 @@ fn set(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
 }
 
 /// As [`set`], without a copy of the text.
-fn take(headers: &mut HeaderMap, name: &HeaderName, text: String) {
+fn set_owned(headers: &mut HeaderMap, name: &HeaderName, text: String) {
     if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
         headers.insert(name, value);
     }

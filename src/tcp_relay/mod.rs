@@ -73,13 +73,6 @@ enum Inbound {
     Ended,
 }
 
-/// Where the direction into the WebSocket stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Outbound {
-    Open,
-    Ended,
-}
-
 struct Closing {
     end: RelayEnd,
     deadline: Pin<Box<Sleep>>,
@@ -95,7 +88,8 @@ pub struct Relay<'a, W, C, K> {
     incoming: Incoming,
     outgoing: Outgoing,
     inbound: Inbound,
-    outbound: Outbound,
+    /// The direction into the WebSocket has ended.
+    outbound_ended: bool,
     /// The WebSocket takes nothing at the moment.
     is_blocked: bool,
     life: Life,
@@ -127,7 +121,7 @@ where
             incoming: Incoming::new(!is_client, ahead),
             outgoing: Outgoing::new(is_client),
             inbound: Inbound::Open,
-            outbound: Outbound::Open,
+            outbound_ended: false,
             is_blocked: false,
             life: Life {
                 ping: Box::pin(sleep_until(Instant::now() + PING_EVERY)),
@@ -192,7 +186,7 @@ where
 
     /// Whether both directions have ended.
     fn is_complete(&self) -> bool {
-        matches!(self.inbound, Inbound::Ended) && self.outbound == Outbound::Ended
+        matches!(self.inbound, Inbound::Ended) && self.outbound_ended
     }
 
     fn write_connection(&mut self, cx: &mut Context<'_>) -> bool {
@@ -262,13 +256,13 @@ where
 
     /// Takes from the connection only what the WebSocket can send on.
     fn read_connection(&mut self, cx: &mut Context<'_>) -> Result<bool, RelayEnd> {
-        if !self.flush(cx)? || self.outbound == Outbound::Ended || self.closing.is_some() {
+        if !self.flush(cx)? || self.outbound_ended || self.closing.is_some() {
             return Ok(false);
         }
         match self.outgoing.poll_fill(&mut self.connection, cx) {
             Poll::Ready(Ok(Filled::Message(length))) => self.count.sent(length),
             Poll::Ready(Ok(Filled::End)) => {
-                self.outbound = Outbound::Ended;
+                self.outbound_ended = true;
                 self.outgoing.send(&[]);
             }
             Poll::Ready(Err(_)) => return Ok(self.connection_lost()),
@@ -305,7 +299,8 @@ where
             if self.life.misses > MAX_UNANSWERED {
                 return Err(RelayEnd::WebSocketLost);
             }
-            if !self.is_blocked {
+            // A close frame is the last one (RFC 6455 §5.5.1).
+            if !self.is_blocked && self.closing.is_none() {
                 self.outgoing.ping();
                 self.flush(cx)?;
             }

@@ -1,5 +1,7 @@
 //! A request through the cloud to a device's own HTTP server, and its answer back.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, stream};
 use http::Method;
@@ -11,7 +13,8 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::support::{
     Anonymous, Answer, Browser, Device, Manner, Origin, Part, Pattern, RawConnection, RawDevice,
-    RawOrigin, TestCloud, Topology, eventually, on_both_topologies, text, within,
+    RawOrigin, TestCloud, Topology, eventually, length, on_both_topologies, random_token, text,
+    within,
 };
 
 on_both_topologies![
@@ -1018,28 +1021,50 @@ async fn streams_to_a_device_are_used_again(cloud: TestCloud) {
 }
 
 async fn fw_06_each_answer_goes_to_its_own_request(cloud: TestCloud) {
-    const CALLERS: u32 = 8;
-    const ROUNDS: u32 = 12;
-    let scene = Scene::set(cloud).await;
+    let tenants = length(10, 3);
+    let callers_of_each = length(100, 20);
+    let seconds = length(600, 2);
+    let end = Instant::now() + Duration::from_secs(seconds as u64);
+    let origin = Origin::spawn().await;
+    let mut devices = Vec::new();
     let mut callers = tokio::task::JoinSet::new();
-    for caller in 0..CALLERS {
-        let (alice, device) = (scene.alice.clone(), scene.device.id.clone());
-        callers.spawn(async move {
-            for round in 0..ROUNDS {
-                let mark = format!("{caller}-{round}");
-                // Every third request is given up half way.
-                if round % 3 == 0 {
-                    let target = "/do/download?bytes=300000";
-                    let answer = alice.forward(&device, Method::GET, target).open().await;
-                    drop(answer.expect(200));
+    for tenant in 0..tenants {
+        let owner = Browser::sign_in_new(&cloud, &format!("owner {tenant}")).await;
+        let device = Device::pair(&cloud, &owner, origin.addr()).await;
+        for _ in 0..callers_of_each {
+            let (owner, id) = (owner.clone(), device.id.clone());
+            callers.spawn(async move {
+                let mut answered = 0;
+                while answered < 3 || Instant::now() < end {
+                    answered += usize::from(asks_for_a_nonce(&owner, &id).await);
                 }
-                let target = format!("/do/answer?body={mark}");
-                let answer = alice.forward(&device, Method::GET, &target).send().await;
-                assert_eq!(answer.expect(200).text(), mark);
-            }
-        });
+                answered
+            });
+        }
+        devices.push(device);
     }
-    within("all callers are served", callers.join_all()).await;
+    let answered = callers.join_all().await;
+    assert_eq!(answered.len(), tenants * callers_of_each);
+}
+
+/// Gives up at any moment, every fourth time; tells whether it was answered.
+async fn asks_for_a_nonce(owner: &Browser, device: &str) -> bool {
+    let nonce = random_token();
+    let target = format!("/do/answer?body={nonce}");
+    let asking = owner.forward(device, Method::GET, &target).send();
+    let [chance, patience] = edgecloud::types::random_bytes();
+    if chance >= 64 {
+        assert_eq!(asking.await.expect(200).text(), nonce);
+        return true;
+    }
+    let patience = Duration::from_micros(u64::from(patience) * 100);
+    match tokio::time::timeout(patience, asking).await {
+        Ok(answer) => {
+            assert_eq!(answer.expect(200).text(), nonce);
+            true
+        }
+        Err(_) => false,
+    }
 }
 
 async fn fw_21_each_request_reaches_the_device(cloud: TestCloud) {

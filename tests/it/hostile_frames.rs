@@ -5,7 +5,7 @@ use http::Method;
 
 use crate::support::{
     Browser, Manner, RawConnection, RawDevice, ServedDevice, TestCloud, Topology, WireDevice,
-    on_both_topologies, within, yamux,
+    length, on_both_topologies, within, yamux,
 };
 
 on_both_topologies![
@@ -80,7 +80,7 @@ async fn tu_02_a_slow_head_at_the_tunnels_door_is_cut_off(topology: Topology) {
     let scene = Scene::set(cloud).await;
     let mut slow = Vec::new();
     for beginning in ["", "GET /tun", "GET /tunnel HTTP/1.1\r\nHost: x\r\nX-A: "] {
-        for _ in 0..100 {
+        for _ in 0..length(3_334, 100) {
             let mut device = RawConnection::open(scene.cloud.tunnel_addr()).await;
             device.send(beginning).await;
             slow.push(device);

@@ -65,18 +65,6 @@ impl Holding {
     }
 }
 
-/// Anonymous memory of a process, in KiB.
-fn memory_kib(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()));
-    let status = status.expect("the process runs");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.expect("the kernel tells the memory").trim();
-    let kib = kib.trim_end_matches(" kB").parse();
-    kib.expect("a number of KiB")
-}
-
 struct Scene {
     cloud: TestCloud,
     alice: Browser,
@@ -203,10 +191,10 @@ async fn rx_05_nothing_is_left_behind(topology: Topology) {
     // What is made once, at the first of a kind.
     scene.work(50).await;
     let before = scene.settled(None).await;
-    let memory_before = scene.of_each(memory_kib);
+    let memory_before = scene.of_each(Process::memory_kib);
     scene.work(1).await;
     scene.settled(Some(&before)).await;
-    let memory_after = scene.of_each(memory_kib);
+    let memory_after = scene.of_each(Process::memory_kib);
     for (before, after) in memory_before.iter().zip(&memory_after) {
         assert!(
             after.saturating_sub(*before) <= MAX_GROWTH_KIB,

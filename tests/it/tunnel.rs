@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::support::{
     Anonymous, Browser, Manner, RawConnection, RawDevice, TestCloud, Topology, WebSocket,
-    eventually, on_both_topologies, within,
+    eventually, length, on_both_topologies, within,
 };
 
 on_both_topologies![
@@ -27,6 +27,7 @@ on_both_topologies![
     a_plain_yamux_client_serves_requests,
     fw_04_a_raw_device_that_talks_nonsense_fails_only_its_own_requests,
     tu_16_a_device_that_never_answers_times_out,
+    tu_16_what_was_never_answered_leaves_nothing_behind,
     tu_17_a_device_that_falls_silent_is_offline,
 ];
 
@@ -449,6 +450,41 @@ async fn tu_16_a_device_that_never_answers_times_out(topology: Topology) {
         let answer = alice.forward(&device.id, method, "/").send().await;
         answer.expect_problem(504, "origin_timeout");
     }
+}
+
+async fn tu_16_what_was_never_answered_leaves_nothing_behind(topology: Topology) {
+    const AT_ONCE: usize = 100;
+    const MAX_GROWTH_KIB: u64 = 16 * 1024;
+    let cloud = TestCloud::builder(topology)
+        .setting("EDGECLOUD__LIMITS__RESPONSE_HEADER_TIMEOUT", "1s")
+        .setting("EDGECLOUD__LIMITS__STREAM_OPEN_TIMEOUT", "1s")
+        // One that stayed behind would be in the way of the next round.
+        .setting("EDGECLOUD__TUNNEL__MAX_STREAMS_PER_SESSION", AT_ONCE)
+        .spawn()
+        .await;
+    let alice = Browser::sign_in(&cloud, "alice").await;
+    let device = RawDevice::pair(&cloud, &alice).await;
+    let _served = device.serve(Manner::Silent).await;
+    alice.wait_for_status(&device.id, "online").await;
+    let mut memory = Vec::new();
+    for _ in 0..length(10_000, 300) / AT_ONCE {
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..AT_ONCE {
+            asking.spawn(alice.forward(&device.id, Method::GET, "/").send());
+        }
+        for answer in asking.join_all().await {
+            answer.expect_problem(504, "origin_timeout");
+        }
+        memory.push(
+            cloud
+                .processes()
+                .map(|process| process.memory_kib())
+                .sum::<u64>(),
+        );
+    }
+    // What is made once is there after the first round.
+    let grown = memory[memory.len() - 1].saturating_sub(memory[0]);
+    assert!(grown <= MAX_GROWTH_KIB, "{memory:?} KiB");
 }
 
 async fn tu_17_a_device_that_falls_silent_is_offline(topology: Topology) {

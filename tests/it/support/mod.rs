@@ -36,6 +36,15 @@ pub use tls::Authority;
 pub use wait::{eventually, within};
 pub use wire_device::{WireDevice, yamux};
 
+/// How much of something a test does: `full` is what its requirement says, done with `EDGECLOUD_FULL_LENGTH=1`; `short`
+/// fits into a run of all tests.
+pub fn length(full: usize, short: usize) -> usize {
+    match std::env::var_os("EDGECLOUD_FULL_LENGTH").is_some() {
+        true => full,
+        false => short,
+    }
+}
+
 /// What a test asks for: a running cloud, or only the topology, to start one with its own settings.
 pub trait Given {
     /// Makes it.

@@ -92,6 +92,18 @@ impl Process {
         self.child.id().expect("the process runs")
     }
 
+    /// Its anonymous memory, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = status.expect("the process runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.expect("the kernel tells the memory").trim();
+        let kib = kib.trim_end_matches(" kB").parse();
+        kib.expect("a number of KiB")
+    }
+
     /// Everything that it printed lately.
     pub fn output(&self) -> String {
         self.log.text()
