@@ -1047,12 +1047,18 @@ async fn fw_06_each_answer_goes_to_its_own_request(cloud: TestCloud) {
     assert_eq!(answered.len(), tenants * callers_of_each);
 }
 
-/// Gives up at any moment, every fourth time; tells whether it was answered.
+/// Gives up at any moment, every fourth time, and before that now and then half way through a large answer; tells
+/// whether it was answered.
 async fn asks_for_a_nonce(owner: &Browser, device: &str) -> bool {
     let nonce = random_token();
+    let [chance, patience] = edgecloud::types::random_bytes();
+    if chance < 16 {
+        let target = "/do/download?bytes=300000";
+        let answer = owner.forward(device, Method::GET, target).open().await;
+        drop(answer.expect(200));
+    }
     let target = format!("/do/answer?body={nonce}");
     let asking = owner.forward(device, Method::GET, &target).send();
-    let [chance, patience] = edgecloud::types::random_bytes();
     if chance >= 64 {
         assert_eq!(asking.await.expect(200).text(), nonce);
         return true;
